@@ -1,0 +1,211 @@
+"""torchdiffeq: adaptive methods and the continuous adjoint, with failures told as `SolveError`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torchdiffeq import odeint, odeint_adjoint
+from torchdiffeq._impl.misc import Perturb
+from torchdiffeq._impl.odeint import SOLVERS
+from torchdiffeq._impl.solvers import FixedGridODESolver
+
+from .errors import NonFiniteStateError, SolveError, StepUnderflowError, TooManyEvaluationsError
+from .pieces import segments_of
+from .record import Tally
+from .solvers import TABLEAUS, Adaptive, Solver, Tableau, advance
+
+if TYPE_CHECKING:
+    from .gradients import Adjoint
+
+_OURS = "ode_detect_"
+
+
+def adaptive_methods() -> list[str]:
+    """Methods of the installed torchdiffeq."""
+    return [name for name in SOLVERS if not name.startswith(_OURS)]
+
+
+def solve(
+    field: nn.Module,
+    h: Tensor,
+    *,
+    solver: Solver,
+    duration: float,
+    tally: Tally,
+    block: str,
+    adjoint: Adjoint | None = None,
+    wrap: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] | None = None,
+) -> Tensor:
+    """The state at time ``duration``, by torchdiffeq; solved in float32 or float64, and given back in h's dtype.
+
+    A field in pieces is solved piece by piece, since no error estimate sees a jump.
+
+    Args:
+        field: the vector field.
+        h: the state at time 0, (N, C, H, W).
+        solver: which method, how finely.
+        duration: the end of time.
+        tally: counts evaluations and steps.
+        block: name for error messages.
+        adjoint: how to run the continuous adjoint; None differentiates through the solver.
+        wrap: makes another function of a field before it is evaluated (one that recomputes, say).
+
+    Raises:
+        NonFiniteStateError, StepUnderflowError, TooManyEvaluationsError: the solve failed.
+        ValueError: the solver cannot be differentiated as asked.
+    """
+    _check_differentiable(field, h, solver, block, adjoint)
+    state = h if h.dtype in (torch.float32, torch.float64) else h.float()
+    parts = segments_of(field, duration) if isinstance(solver, Adaptive) else [(field, 0.0, duration)]
+    limit = solver.max_evaluations if isinstance(solver, Adaptive) else None
+    watched = _Watched(state, tally, limit, block)
+    for part, start, end in parts:
+        counted = tally.count(part)
+        watched.field = wrap(counted) if wrap else counted
+        times = torch.tensor([start, end], dtype=_time_dtype(state), device=state.device)
+        state = _integrate(watched.bound(solver), state, times, solver, adjoint, part)
+    return state.to(h.dtype)
+
+
+def _integrate(
+    evaluate: Any, state: Tensor, times: Tensor, solver: Solver, adjoint: Adjoint | None, field: nn.Module
+) -> Tensor:
+    arguments = _arguments(solver, state)
+    if adjoint is None:
+        return odeint(evaluate, state, times, **arguments)[-1]
+    arguments |= {"adjoint_rtol": adjoint.rtol, "adjoint_atol": adjoint.atol}
+    if adjoint.seminorm and _adapts(solver):
+        arguments["adjoint_options"] = {**arguments["options"], "norm": "seminorm"}
+    return odeint_adjoint(evaluate, state, times, **arguments, adjoint_params=tuple(field.parameters()))[-1]
+
+
+def _arguments(solver: Solver, state: Tensor) -> dict[str, Any]:
+    if not isinstance(solver, Adaptive):
+        return {"method": _register(solver.method), "options": _grid(solver.steps)}
+    options: dict[str, Any] = {}
+    if _adapts(solver):
+        options["dtype"] = _time_dtype(state)
+    elif issubclass(SOLVERS[solver.method], FixedGridODESolver):
+        options = _grid(solver.steps)
+    return {"method": solver.method, "rtol": solver.rtol, "atol": solver.atol, "options": options}
+
+
+def _grid(steps: int) -> dict[str, Any]:
+    """Equal steps, with jumps of the weights at the end of a step seen from within the step."""
+
+    def grid(func: Any, y0: Tensor, times: Tensor) -> Tensor:
+        return torch.linspace(float(times[0]), float(times[-1]), steps + 1, dtype=times.dtype, device=times.device)
+
+    return {"grid_constructor": grid, "perturb": True}
+
+
+def _adapts(solver: Solver) -> bool:
+    return isinstance(solver, Adaptive) and "callback_accept_step" in SOLVERS[solver.method].valid_callbacks()
+
+
+def _time_dtype(state: Tensor) -> torch.dtype:
+    return torch.float32 if state.device.type == "mps" else torch.float64
+
+
+def _check_differentiable(
+    field: nn.Module, h: Tensor, solver: Solver, block: str, adjoint: Adjoint | None
+) -> None:
+    wanted = torch.is_grad_enabled() and (h.requires_grad or any(p.requires_grad for p in field.parameters()))
+    if wanted and adjoint is None and solver.method == "scipy_solver":
+        raise ValueError(
+            f"'scipy_solver' cannot be differentiated through, and {block!r} needs a gradient; "
+            "use gradient='adjoint', another method, or torch.no_grad()."
+        )
+    if adjoint is not None and not isinstance(solver, Adaptive) and solver.projection != "none":
+        raise ValueError(
+            f"the adjoint integrates a smooth flow, and {block!r} is projected by {solver.projection!r} after each "
+            "step; use gradient='checkpoint', which is exact."
+        )
+
+
+class _Watched:
+    """A field as torchdiffeq calls it: counted, limited, with the autocast of the forward pass in the backward too."""
+
+    def __init__(self, state: Tensor, tally: Tally, limit: int | None, block: str) -> None:
+        self.field: Callable[..., Tensor]
+        self._tally, self._limit, self._block = tally, limit, block
+        self._spent = {"forward": 0, "backward": 0}
+        self._slope = state.detach()
+        device = state.device.type
+        self._autocast = {
+            "device_type": device,
+            "dtype": torch.get_autocast_dtype(device),
+            "enabled": torch.is_autocast_enabled(device),
+        }
+
+    def bound(self, solver: Solver) -> Callable[..., Tensor]:
+        """The function for torchdiffeq, with the callbacks that its method knows."""
+        field = self.field
+
+        def evaluate(t: Tensor, h: Tensor) -> Tensor:
+            return self._evaluate(field, t, h)
+
+        callbacks: dict[str, Callable[..., None]] = {}
+        if _adapts(solver):
+            callbacks["callback_step"] = self._begin
+            callbacks["callback_step_adjoint"] = self._begin
+            callbacks["callback_accept_step"] = lambda t, h, dt: self._tally.steps(accepted=1)
+            callbacks["callback_reject_step"] = lambda t, h, dt: self._tally.steps(rejected=1)
+        elif solver.method != "scipy_solver":
+            callbacks["callback_step"] = lambda t, h, dt: self._tally.steps(accepted=1)
+        for name, callback in callbacks.items():
+            setattr(evaluate, name, callback)
+        return evaluate
+
+    def _evaluate(self, field: Callable[..., Tensor], t: Tensor, h: Tensor) -> Tensor:
+        phase = self._tally.phase
+        if self._limit is not None and self._spent[phase] >= self._limit:
+            raise self._error(TooManyEvaluationsError, t, f"{phase} pass")
+        self._spent[phase] += 1
+        with torch.amp.autocast(**self._autocast):
+            slope = field(t, h).to(h.dtype)
+        self._slope = slope.detach()
+        return slope
+
+    def _begin(self, t: Tensor, h: Tensor, dt: Tensor) -> None:
+        """See a step that cannot move time before torchdiffeq asserts that it does."""
+        if bool(t + dt != t):
+            return
+        finite = bool(torch.isfinite(h).all()) and bool(torch.isfinite(self._slope).all())
+        raise self._error(StepUnderflowError if finite else NonFiniteStateError, t, f"step size {float(dt):.3g}")
+
+    def _error(self, kind: type[SolveError], t: Tensor, step: str) -> SolveError:
+        return kind(block=self._block, time=float(t), step=step, evaluations=self._spent[self._tally.phase])
+
+
+class _FixedGrid(FixedGridODESolver):
+    """One of our fixed-step methods, run by torchdiffeq."""
+
+    order = 0
+
+    def __init__(self, *, tableau: Tableau, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._tableau = tableau
+
+    def _step_func(self, func: Any, t0: Tensor, dt: Tensor, t1: Tensor, y0: Tensor) -> tuple[Tensor, Tensor]:
+        sides = {0.0: Perturb.NEXT, 1.0: Perturb.PREV}
+        slopes: list[Tensor] = []
+        for weights, c in zip(self._tableau.a, self._tableau.c, strict=True):
+            time = t1 if c == 1.0 else t0 + c * dt
+            stage = advance(y0, slopes, weights, float(dt))
+            slopes.append(func(time, stage, perturb=sides.get(c, Perturb.NONE)))
+        return advance(torch.zeros_like(y0), slopes, self._tableau.b, float(dt)), slopes[0]
+
+
+def _register(method: str) -> str:
+    """Make our fixed-step method known to torchdiffeq, whose method of the same name may be another one."""
+    name = _OURS + method
+    if name not in SOLVERS:
+        solver: Any = functools.partial(_FixedGrid, tableau=TABLEAUS[method])
+        solver.valid_callbacks = _FixedGrid.valid_callbacks
+        SOLVERS[name] = solver
+    return name

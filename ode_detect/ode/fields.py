@@ -1,0 +1,186 @@
+"""Vector fields: what an `ODEBlock` integrates. Each maps (t, h) to dh/dt of the shape of h.
+
+The convolutions are named as in Detectron2's residual blocks (``conv1.weight``, ``conv1.norm.weight``, ...), so that
+pretrained blocks load into them. The last layer of a new field is zero: a new flow is the identity.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .names import check_name
+
+Norm = str | Callable[[int], nn.Module]
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch normalisation whose statistics and affine weights are constants.
+
+    Buffers and arithmetic are those of Detectron2's layer of the same name, so that a pretrained block gives the same
+    bits. New layers (mean 0, variance 1) are the identity up to ``eps``.
+
+    Args:
+        channels: C of an input of shape (N, C, H, W).
+        eps: added to the variance.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels) - eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (N, C, H, W)."""
+        if not x.requires_grad:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, eps=self.eps)
+        # F.batch_norm would keep what it needs for the gradients of weight and bias, which are constants here.
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return x * scale.reshape(1, -1, 1, 1).to(x.dtype) + shift.reshape(1, -1, 1, 1).to(x.dtype)
+
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "GN": lambda channels: nn.GroupNorm(math.gcd(32, channels), channels),
+    "LN": lambda channels: nn.GroupNorm(1, channels),
+    "FrozenBN": FrozenBatchNorm2d,
+    "none": lambda channels: nn.Identity(),
+}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "silu": F.silu, "softplus": F.softplus}
+
+
+class _Conv(nn.Conv2d):
+    """Convolution, then its normalisation in ``self.norm``; a bias only where the normalisation brings none."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, *, norm: Norm, groups: int = 1) -> None:
+        bias = norm == "none"
+        super().__init__(inputs, outputs, kernel, padding=kernel // 2, bias=bias, groups=groups)
+        self.norm = make_norm(norm, outputs)
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(super().forward(x))
+
+    def start_at_zero(self) -> None:
+        """Make the output zero, by the learnt weight that is nearest to it."""
+        weight = getattr(self.norm, "weight", None)
+        nn.init.zeros_(weight if isinstance(weight, nn.Parameter) else self.weight)
+
+
+class BasicField(nn.Module):
+    """The residual branch of a basic block: conv3x3, norm, activation, conv3x3, norm.
+
+    Args:
+        channels: C of the state, shape (N, C, H, W).
+        norm: "GN" (up to 32 groups), "LN" (over C, H and W: one group), "FrozenBN" (only with pretrained weights),
+            "none", or a function of the number of channels that builds a layer.
+        activation: "relu", "silu" or "softplus".
+
+    Source: He et al. 2016, fig. 5 (left).
+    """
+
+    def __init__(self, *, channels: int, norm: Norm = "GN", activation: str = "relu") -> None:
+        super().__init__()
+        self.activation = _activation(activation)
+        self.conv1 = _Conv(channels, channels, 3, norm=norm)
+        self.conv2 = _Conv(channels, channels, 3, norm=norm)
+        self.conv2.start_at_zero()
+
+    def forward(self, t: float | Tensor, h: Tensor) -> Tensor:
+        """dh/dt, shape of ``h``; it does not depend on ``t``."""
+        return self.conv2(self.activation(self.conv1(h)))
+
+
+class BottleneckField(nn.Module):
+    """The residual branch of a bottleneck block: conv1x1, conv3x3, conv1x1, each with norm, activation between.
+
+    Args:
+        channels: C of the state, shape (N, C, H, W).
+        bottleneck_channels: channels of the 3x3 convolution; C / 4 if not given.
+        groups: groups of the 3x3 convolution (ResNeXt).
+        norm: as in `BasicField`.
+        activation: as in `BasicField`.
+
+    Source: He et al. 2016, fig. 5 (right).
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        bottleneck_channels: int | None = None,
+        groups: int = 1,
+        norm: Norm = "GN",
+        activation: str = "relu",
+    ) -> None:
+        super().__init__()
+        width = bottleneck_channels if bottleneck_channels is not None else max(channels // 4, 1)
+        self.activation = _activation(activation)
+        self.conv1 = _Conv(channels, width, 1, norm=norm)
+        self.conv2 = _Conv(width, width, 3, norm=norm, groups=groups)
+        self.conv3 = _Conv(width, channels, 1, norm=norm)
+        self.conv3.start_at_zero()
+
+    def forward(self, t: float | Tensor, h: Tensor) -> Tensor:
+        """dh/dt, shape of ``h``; it does not depend on ``t``."""
+        return self.conv3(self.activation(self.conv2(self.activation(self.conv1(h)))))
+
+
+class ConcatConvField(nn.Module):
+    """Norm, activation, conv3x3(t, h), norm, activation, conv3x3(t, h), norm: time is one more input channel.
+
+    Args:
+        channels: C of the state, shape (N, C, H, W).
+        norm: as in `BasicField`.
+        activation: as in `BasicField`.
+
+    Source: Chen et al. 2018, "Neural Ordinary Differential Equations", the MNIST network.
+    """
+
+    def __init__(self, *, channels: int, norm: Norm = "GN", activation: str = "relu") -> None:
+        super().__init__()
+        self.activation = _activation(activation)
+        self.norm = make_norm(norm, channels)
+        self.conv1 = _Conv(channels + 1, channels, 3, norm=norm)
+        self.conv2 = _Conv(channels + 1, channels, 3, norm=norm)
+        self.conv2.start_at_zero()
+
+    def forward(self, t: float | Tensor, h: Tensor) -> Tensor:
+        """dh/dt at time ``t``, shape of ``h``."""
+        h = self.conv1(_with_time(t, self.activation(self.norm(h))))
+        return self.conv2(_with_time(t, self.activation(h)))
+
+
+FIELDS: dict[str, Callable[..., nn.Module]] = {
+    "basic": BasicField,
+    "bottleneck": BottleneckField,
+    "concat": ConcatConvField,
+}
+
+
+def make_norm(norm: Norm, channels: int) -> nn.Module:
+    """Build a normalisation for (N, C, H, W) by name, or by the function given instead of a name."""
+    return norm(channels) if callable(norm) else NORMS[check_name(norm, NORMS, "norm")](channels)
+
+
+def _activation(name: str) -> Callable[[Tensor], Tensor]:
+    return ACTIVATIONS[check_name(name, ACTIVATIONS, "activation")]
+
+
+def _with_time(t: float | Tensor, h: Tensor) -> Tensor:
+    plane = torch.full_like(h[:, :1], t) if isinstance(t, float) else t.to(h.dtype).expand_as(h[:, :1])
+    return torch.cat([plane, h], dim=1)

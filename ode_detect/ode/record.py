@@ -1,0 +1,221 @@
+"""What a solve costs: evaluations, steps, multiply-adds and time, per block, for the caller who asked."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+if TYPE_CHECKING:
+    from .block import ODEBlock
+
+
+@dataclass
+class BlockRecord:
+    """What one block cost while it was recorded.
+
+    Attributes:
+        solves: calls of the block.
+        forward_evaluations: evaluations of the field in those calls.
+        backward_evaluations: evaluations in their backward passes: recomputed (checkpoint) or of the adjoint.
+        accepted: steps taken. SciPy's solver does not tell and counts as 0.
+        rejected: steps that an adaptive method tried and threw away.
+        macs: multiply-adds of the forward evaluations (convolutions and matrix products).
+        forward_seconds: time in the block.
+        backward_seconds: time in its backward pass; 0 where the block's input needs no gradient.
+    """
+
+    solves: int = 0
+    forward_evaluations: int = 0
+    backward_evaluations: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    macs: int = 0
+    forward_seconds: float = 0.0
+    backward_seconds: float = 0.0
+
+
+@dataclass
+class SolveRecord:
+    """What the solves of a model cost; ``str()`` is a table.
+
+    Attributes:
+        blocks: by the block's name in the model.
+    """
+
+    blocks: dict[str, BlockRecord] = field(default_factory=dict)
+
+    @property
+    def total(self) -> BlockRecord:
+        """The sum over blocks."""
+        names = BlockRecord.__dataclass_fields__
+        return BlockRecord(**{n: sum(getattr(block, n) for block in self.blocks.values()) for n in names})
+
+    def __str__(self) -> str:
+        head = ("block", "solves", "NFE", "backward NFE", "accepted", "rejected", "MMACs", "ms", "backward ms")
+        rows = [head, *(_cells(name, block) for name, block in self.blocks.items()), _cells("total", self.total)]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+        rule = "  ".join("-" * width for width in widths)
+        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+
+@contextmanager
+def record_solves(model: nn.Module) -> Iterator[SolveRecord]:
+    """Record what the solves of a model cost, in this thread, until the context ends.
+
+    Other models and other threads are not seen, and do not see this record. A compiled block (torch.compile) is not
+    recorded. Multiply-adds are counted in one extra evaluation per block and state shape.
+
+    Args:
+        model: any module; all `ODEBlock` in it are recorded under their names.
+
+    Yields:
+        The record, which fills up as the model runs; a backward pass counts even after the context ended.
+    """
+    from .block import ODEBlock
+
+    record = SolveRecord()
+    thread = threading.get_ident()
+    blocks = [(name or "ODEBlock", m) for name, m in model.named_modules() if isinstance(m, ODEBlock)]
+    observers: list[tuple[ODEBlock, Observer]] = []
+    for name, block in blocks:
+        record.blocks[name] = BlockRecord()
+        observers.append((block, Observer(record.blocks[name])))
+    for block, observer in observers:
+        block.observers.setdefault(thread, []).append(observer)
+    try:
+        yield record
+    finally:
+        for block, observer in observers:
+            block.observers[thread].remove(observer)
+            if not block.observers[thread]:
+                del block.observers[thread]
+
+
+class Observer:
+    """Sees the solves of one block in one thread and writes them down."""
+
+    def __init__(self, record: BlockRecord) -> None:
+        self.record = record
+        self._macs: dict[tuple, int] = {}
+
+    def macs_per_evaluation(self, vector_field: nn.Module, h: Tensor) -> int:
+        """Multiply-adds of one evaluation on a state like ``h``; evaluated once per shape."""
+        key = (tuple(h.shape), h.dtype)
+        if key not in self._macs:
+            with torch.no_grad(), _MultiplyAdds() as counter:
+                vector_field(0.0, h.detach())
+            self._macs[key] = counter.total
+        return self._macs[key]
+
+
+class Tally:
+    """Counts of one solve, told to all observers of the block. Evaluations after `finish` belong to the backward pass.
+
+    Args:
+        observers: who wants to know; may be empty, since a failed solve tells its evaluations too.
+    """
+
+    def __init__(self, observers: list[Observer]) -> None:
+        self.evaluations = 0
+        self._records = [observer.record for observer in observers]
+        self._observers = observers
+        self._backward = False
+        self._began = 0.0
+
+    @property
+    def observed(self) -> bool:
+        """Whether anybody wants to know."""
+        return bool(self._observers)
+
+    @property
+    def phase(self) -> str:
+        """ "forward", or "backward" once the forward solve is over."""
+        return "backward" if self._backward else "forward"
+
+    def count(self, evaluate: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """The same function, counted."""
+
+        def counted(t: Any, h: Tensor) -> Tensor:
+            self.evaluations += 1
+            for record in self._records:
+                if self._backward:
+                    record.backward_evaluations += 1
+                else:
+                    record.forward_evaluations += 1
+            return evaluate(t, h)
+
+        return counted
+
+    def steps(self, *, accepted: int = 0, rejected: int = 0) -> None:
+        """Steps were taken or thrown away."""
+        for record in self._records:
+            record.accepted += accepted
+            record.rejected += rejected
+
+    def start(self, vector_field: nn.Module, h: Tensor) -> Tensor:
+        """The solve starts; returns the state to start from."""
+        if not self.observed:
+            return h
+        self._macs = [observer.macs_per_evaluation(vector_field, h) for observer in self._observers]
+        if h.requires_grad:
+            h = h.view_as(h)
+            h.register_hook(self._backward_ends)
+        self._began = _now(h)
+        return h
+
+    def finish(self, h: Tensor) -> None:
+        """The forward solve is over."""
+        self._backward = True
+        if not self.observed:
+            return
+        seconds = _now(h) - self._began
+        for record, macs in zip(self._records, self._macs, strict=True):
+            record.solves += 1
+            record.forward_seconds += seconds
+            record.macs += macs * self.evaluations
+        if h.requires_grad:
+            h.register_hook(self._backward_starts)
+        self.evaluations = 0
+
+    def _backward_starts(self, grad: Tensor) -> None:
+        self._began = _now(grad)
+
+    def _backward_ends(self, grad: Tensor) -> None:
+        seconds = _now(grad) - self._began
+        for record in self._records:
+            record.backward_seconds += seconds
+
+
+class _MultiplyAdds(TorchDispatchMode):
+    """Counts the multiply-adds of convolutions and matrix products run in it, in this thread only."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        flops = flop_registry.get(func._overloadpacket)
+        if flops is not None:
+            self.total += flops(*args, **(kwargs or {}), out_val=out) // 2
+        return out
+
+
+def _now(h: Tensor) -> float:
+    if h.is_cuda:
+        torch.cuda.synchronize(h.device)
+    return time.perf_counter()
+
+
+def _cells(name: str, block: BlockRecord) -> tuple[str, ...]:
+    counts = (block.solves, block.forward_evaluations, block.backward_evaluations, block.accepted, block.rejected)
+    measures = (block.macs / 1e6, block.forward_seconds * 1e3, block.backward_seconds * 1e3)
+    return (name, *map(str, counts), *(f"{value:.1f}" for value in measures))

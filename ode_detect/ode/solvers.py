@@ -1,0 +1,166 @@
+"""Solvers: frozen values that say how to integrate dh/dt = f(t, h).
+
+`FixedStep` is our own loop over an explicit Runge-Kutta method. `Adaptive` names a method of torchdiffeq, which runs it
+(see `ode_detect.ode.diffeq`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .names import check_name
+
+Evaluate = Callable[[float, Tensor], Tensor]
+
+# A stage at the end of a step is evaluated this much before it, so that weights which jump there are still the step's.
+_JUST_BEFORE = 1.0 - 2.0**-52
+
+
+@dataclass(frozen=True)
+class Tableau:
+    """An explicit Runge-Kutta method (Butcher 1963).
+
+    Attributes:
+        a: for each stage, the weights of the stages before it.
+        b: weights of the stages in the step.
+        c: when in the step each stage is evaluated, in [0, 1].
+        order: order of convergence.
+    """
+
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+    c: tuple[float, ...]
+    order: int
+
+
+TABLEAUS = {
+    "euler": Tableau(a=((),), b=(1.0,), c=(0.0,), order=1),
+    "midpoint": Tableau(a=((), (0.5,)), b=(0.0, 1.0), c=(0.0, 0.5), order=2),
+    "heun": Tableau(a=((), (1.0,)), b=(0.5, 0.5), c=(0.0, 1.0), order=2),
+    "rk4": Tableau(
+        a=((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)),
+        b=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
+        c=(0.0, 0.5, 0.5, 1.0),
+        order=4,
+    ),
+}
+PROJECTIONS: dict[str, Callable[[Tensor], Tensor] | None] = {"none": None, "relu": F.relu}
+
+
+@dataclass(frozen=True)
+class FixedStep:
+    """Equal steps of an explicit Runge-Kutta method.
+
+    Attributes:
+        method: "euler" (1 evaluation a step), "midpoint", "heun" (2) or "rk4" (4; the classical one).
+        steps: number of steps over the whole time, >= 1.
+        projection: what is done to the state after each step: "none", or "relu" for a flow that was a run of residual
+            blocks relu(h + f(h)).
+
+    Raises:
+        ValueError: unknown method or projection, or fewer than 1 step.
+    """
+
+    method: str = "euler"
+    steps: int = 1
+    projection: str = "none"
+
+    def __post_init__(self) -> None:
+        check_name(self.method, TABLEAUS, "fixed-step method")
+        check_name(self.projection, PROJECTIONS, "projection")
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
+            raise ValueError(f"steps must be an integer of 1 or more, not {self.steps!r}; 1 is the coarsest solve.")
+
+    @property
+    def tableau(self) -> Tableau:
+        """The method's coefficients."""
+        return TABLEAUS[self.method]
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the field in one solve."""
+        return self.steps * len(self.tableau.b)
+
+    def grid(self, duration: float) -> Iterator[tuple[float, float]]:
+        """Start and end of each step over [0, duration]."""
+        for index in range(self.steps):
+            yield duration * index / self.steps, duration * (index + 1) / self.steps
+
+    def step(self, evaluate: Evaluate, start: float, end: float, h: Tensor) -> Tensor:
+        """One step, from ``h`` at time ``start`` to the state at time ``end``; all stages belong to this step."""
+        h = runge_kutta_step(evaluate, self.tableau, start, end, h)
+        project = PROJECTIONS[self.projection]
+        return h if project is None else project(h)
+
+
+def runge_kutta_step(evaluate: Evaluate, tableau: Tableau, start: float, end: float, h: Tensor) -> Tensor:
+    """The state after one explicit Runge-Kutta step, without projection.
+
+    Args:
+        evaluate: the field, (t, h) -> dh/dt.
+        tableau: the method.
+        start: time of ``h``.
+        end: time of the result.
+        h: the state.
+    """
+    size = end - start
+    slopes: list[Tensor] = []
+    for weights, c in zip(tableau.a, tableau.c, strict=True):
+        time = end * _JUST_BEFORE if c == 1.0 else start + c * size
+        slopes.append(evaluate(time, advance(h, slopes, weights, size)))
+    return advance(h, slopes, tableau.b, size)
+
+
+def advance(h: Tensor, slopes: list[Tensor], weights: tuple[float, ...], size: float) -> Tensor:
+    """h + size * (weighted sum of the slopes), without copies that the method does not need."""
+    for weight, slope in zip(weights, slopes, strict=True):
+        if weight != 0.0:
+            h = torch.add(h, slope, alpha=weight * size)
+    return h
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """A method of torchdiffeq: step sizes chosen so that the estimated error stays within the tolerances.
+
+    One step size serves the whole batch, so a picture's result depends on the other pictures in its batch, within the
+    tolerances. With `FixedStep` it does not.
+
+    Attributes:
+        method: any method of the installed torchdiffeq ("dopri5", "bosh3", "adaptive_heun", ...; `adaptive_methods()`
+            lists them). "scipy_solver" cannot be differentiated through: use the adjoint.
+        rtol: relative tolerance. The default suits float32 pictures; torchdiffeq's own 1e-7 does not.
+        atol: absolute tolerance.
+        max_evaluations: a solve that needs more raises `TooManyEvaluationsError`.
+        steps: number of steps of those torchdiffeq methods that do not adapt ("rk4", "implicit_adams", ...); the
+            others ignore it.
+
+    Raises:
+        ValueError: unknown method, or a number out of range.
+    """
+
+    method: str = "dopri5"
+    rtol: float = 1e-3
+    atol: float = 1e-4
+    max_evaluations: int = 1000
+    steps: int = 16
+
+    def __post_init__(self) -> None:
+        from .diffeq import adaptive_methods
+
+        check_name(self.method, adaptive_methods(), "method of torchdiffeq")
+        if not (self.rtol > 0 and self.atol > 0):
+            raise ValueError(f"tolerances must be above 0, not rtol={self.rtol}, atol={self.atol}; try 1e-3 and 1e-4.")
+        if self.max_evaluations < 1 or self.steps < 1:
+            raise ValueError(
+                f"max_evaluations and steps must be 1 or more, not {self.max_evaluations} and {self.steps}; "
+                "leave them out for the defaults."
+            )
+
+
+Solver = FixedStep | Adaptive

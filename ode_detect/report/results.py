@@ -1,0 +1,395 @@
+"""The one shape of every number that is claimed: what was measured, by which command, on which machine.
+
+A file holds one ``Results``; a row is one network, one seed. Tables are written from it and never by hand.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.metadata
+import json
+import math
+import numbers
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+ROLES = ("ode", "twin", "ablation", "baseline", "floor")
+ROLE_WORDS = {"ode": "ODE", "twin": "twin", "ablation": "ablation", "baseline": "baseline", "floor": "floor"}
+FRACTIONS = (
+    *("AP", "AP50", "AP75", "APs", "APm", "APl", "precision", "recall", "f1"),
+    *("error", "top1", "top5", "accuracy", "delta1", "delta2", "delta3"),
+)
+# How a cost is shown: heading and factor.
+COSTS = {
+    "parameters": ("parameters (M)", 1e-6),
+    "macs": ("multiply-adds (G)", 1e-9),
+    "evaluations": ("evaluations", 1.0),
+    "latency_ms": ("latency (ms)", 1.0),
+    "train_memory_mib": ("training memory (MiB)", 1.0),
+    "train_minutes": ("training (min)", 1.0),
+}
+
+
+class ResultsError(ValueError):
+    """A result that must not be written, read, merged or shown as it is."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """The numbers of one network, trained with one seed.
+
+    Attributes:
+        name: The network.
+        role: One of ``ROLES``.
+        seed: Random seed of the training.
+        config: The file that the network was trained by.
+        metrics: How good it is. ``AP...``, precision, recall, f1, error, top1, delta1 and the like are fractions in [0, 1].
+        cost: What it costs: parameters, macs, evaluations, latency_ms, train_memory_mib, train_minutes.
+
+    Raises:
+        ResultsError: A field has the wrong type, an unknown role, or a number that is not finite or out of range.
+    """
+
+    name: str
+    role: str
+    seed: int
+    config: str
+    metrics: Mapping[str, float]
+    cost: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        _check_types(
+            self, f"row {self.name!r}", name=str, role=str, seed=int, config=str, metrics=Mapping, cost=Mapping
+        )
+        if not self.name:
+            raise ResultsError("a row needs the name of its network; it is empty. Fill in `name`.")
+        if self.role not in ROLES:
+            raise ResultsError(_unknown(f"role of row {self.name!r}", self.role, ROLES))
+        metrics = {name: _metric(f"metric {name} of row {self.name!r}", name, v) for name, v in self.metrics.items()}
+        cost = {name: _number(f"cost {name} of row {self.name!r}", v) for name, v in self.cost.items()}
+        for name, value in cost.items():
+            if value < 0:
+                raise ResultsError(
+                    f"a cost must be 0 or more; {name} of row {self.name!r} is {value}. Measure it again."
+                )
+        object.__setattr__(self, "metrics", metrics)
+        object.__setattr__(self, "cost", cost)
+
+
+@dataclass(frozen=True)
+class Results:
+    """Rows that may be compared, because one protocol made them.
+
+    Attributes:
+        what: What was measured, the title of the table.
+        command: The command that gives these numbers again.
+        commit: The commit it ran on, see ``commit``.
+        date: The day, ISO 8601.
+        machine: See ``machine``.
+        protocol: Data, split, and how the metrics are computed.
+        rows: One per network and seed.
+
+    Raises:
+        ResultsError: A field has the wrong type, there is no row, or two rows have one name and one seed.
+    """
+
+    what: str
+    command: str
+    commit: str
+    date: str
+    machine: Mapping[str, Any]
+    protocol: str
+    rows: tuple[Row, ...]
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        texts = {name: str for name in ("what", "command", "commit", "date", "protocol")}
+        _check_types(self, "results", **texts, machine=Mapping, rows=Sequence)
+        object.__setattr__(self, "rows", tuple(self.rows))
+        object.__setattr__(self, "machine", dict(self.machine))
+        if not self.rows:
+            raise ResultsError(f"results need at least one row; {self.what!r} has none. Add the rows before writing.")
+        seen = set()
+        for row in self.rows:
+            if (row.name, row.seed) in seen:
+                raise ResultsError(
+                    f"a network and a seed may occur once; {row.name!r} with seed {row.seed} occurs twice in "
+                    f"{self.what!r}. Leave one out, or give it another name."
+                )
+            seen.add((row.name, row.seed))
+
+    def write(self, path: str | Path) -> None:
+        """Write the results as JSON; a reader never sees half a file."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            partial.write_text(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Results:
+        """Read results from a JSON file, or from the ``results.json`` of a run folder.
+
+        Raises:
+            ResultsError: The file is missing, is no JSON, or breaks a rule of ``Results`` or ``Row``.
+        """
+        path = Path(path)
+        path = path / "results.json" if path.is_dir() else path
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ResultsError(f"results are read from a file; {path}: {error.strerror}. Check the path.") from None
+        except ValueError as error:
+            raise ResultsError(f"a file of results must be JSON; {path}: {error}. Write it again.") from None
+        try:
+            _check_keys(cls, value, "the file")
+            if not isinstance(value["rows"], list):
+                raise ResultsError("`rows` must be a list; it is not. Write one object per network and seed.")
+            for index, row in enumerate(value["rows"]):
+                _check_keys(Row, row, f"row {index}")
+            return cls(**{**value, "rows": tuple(Row(**row) for row in value["rows"])})
+        except ResultsError as error:
+            raise ResultsError(f"{path}: {error}") from None
+
+
+def merge(paths: Iterable[str | Path]) -> Results:
+    """Join the results of several runs, for example the seeds of one comparison.
+
+    Where the runs differ in command, commit or machine, the values are listed one after the other; the date is the last.
+
+    Args:
+        paths: Files of results or run folders.
+
+    Raises:
+        ResultsError: There is no path, the runs differ in ``what`` or ``protocol``, or a network and seed occur twice.
+    """
+    paths = [Path(path) for path in paths]
+    if not paths:
+        raise ResultsError(
+            "there must be something to merge; no path was given. Give run folders or results.json files."
+        )
+    parts = [Results.read(path) for path in paths]
+    for name in ("what", "protocol"):
+        for path, part in zip(paths, parts, strict=True):
+            first, other = getattr(parts[0], name), getattr(part, name)
+            if first != other:
+                raise ResultsError(
+                    f"only results with one {name} may be merged; {paths[0]} has {first!r} and {path} has {other!r}. "
+                    "Merge those that can be compared."
+                )
+    keys = dict.fromkeys(key for part in parts for key in part.machine)
+    return Results(
+        what=parts[0].what,
+        command="\n".join(dict.fromkeys(part.command for part in parts)),
+        commit=", ".join(dict.fromkeys(part.commit for part in parts)),
+        date=max(part.date for part in parts),
+        machine={key: _joined(part.machine.get(key) for part in parts) for key in keys},
+        protocol=parts[0].protocol,
+        rows=tuple(row for part in parts for row in part.rows),
+    )
+
+
+def machine() -> dict[str, Any]:
+    """Describe this machine: ``cpu`` (model), ``cores`` (that this process may use), ``python``, and ``torch`` if installed."""
+    described: dict[str, Any] = {"cpu": _cpu_model(), "cores": _cores(), "python": platform.python_version()}
+    try:
+        described["torch"] = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        pass
+    return described
+
+
+def commit(root: str | Path | None = None) -> str:
+    """Name the commit of a work tree.
+
+    Args:
+        root: A folder of the work tree; None takes the one that this package lies in, if it is part of one.
+
+    Returns:
+        The hash, with ``-dirty`` if a tracked file outside ``results/`` differs from it (results are what a run writes, so
+        they say nothing about what ran), or ``unknown`` without git.
+    """
+    folder = Path(__file__).parent if root is None else Path(root)
+    tracked = root is not None or _git(folder, "ls-files", "--error-unmatch", Path(__file__).name)
+    head = _git(folder, "rev-parse", "--verify", "HEAD") if tracked else None
+    if not head:
+        return "unknown"
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results")
+    return f"{head[:12]}-dirty" if changed else head[:12]
+
+
+def to_markdown(results: Results) -> str:
+    """Write the results as a Markdown table, with protocol, machine, command and commit below it.
+
+    Seeds of one network become one line, mean and standard deviation. Only columns that have a number are shown.
+    """
+    header, lines = _table(results)
+    rows = [[cell.replace("|", "\\|") for cell in line] for line in [header, *lines]]
+    rule = ["---", "---", *("---:" for _ in header[2:])]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], rule, *rows[1:]])
+    commands = ", ".join(f"`{line}`" for line in results.command.splitlines())
+    notes = [*_notes(results), f"Protocol: {results.protocol}", f"Made by {commands}, {_origin(results)}."]
+    return table + "\n\n" + "\n".join(f"<sub>{note}</sub><br>" for note in notes).removesuffix("<br>")
+
+
+def to_text(results: Results) -> str:
+    """Write the same table as ``to_markdown`` for a terminal."""
+    header, lines = _table(results)
+    widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
+
+    def row(cells: Sequence[str]) -> str:
+        padded = [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        return "  ".join(padded).rstrip()
+
+    notes = [*_notes(results), f"protocol: {results.protocol}", f"command: {results.command}", _origin(results)]
+    return "\n".join([results.what, "", row(header), row(["-" * w for w in widths]), *map(row, lines), "", *notes])
+
+
+def _table(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Lay out heading and lines: network, role, seeds (if any has several), metrics, costs."""
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in results.rows:
+        groups.setdefault((row.name, row.role, row.config), []).append(row)
+    seeds = any(len(group) > 1 for group in groups.values())
+    metrics = _ordered((name for row in results.rows for name in row.metrics), FRACTIONS)
+    costs = _ordered((name for row in results.rows for name in row.cost), tuple(COSTS))
+    header = ["network", "role", *(["seeds"] if seeds else [])]
+    header += [f"{name} (%)" if _is_fraction(name) else name for name in metrics]
+    header += [COSTS[name][0] if name in COSTS else name.replace("_", " ") for name in costs]
+    lines = []
+    for (name, role, _), group in groups.items():
+        line = [name, ROLE_WORDS[role], *([str(len(group))] if seeds else [])]
+        for metric in metrics:
+            percent = _is_fraction(metric)
+            values = [row.metrics[metric] * (100 if percent else 1) for row in group if metric in row.metrics]
+            line.append(_mean(values, ".1f" if percent else ".3f"))
+        for cost in costs:
+            values = [row.cost[cost] * COSTS.get(cost, ("", 1.0))[1] for row in group if cost in row.cost]
+            line.append(_short(statistics.fmean(values)) if values else "")
+        lines.append(line)
+    return header, lines
+
+
+def _notes(results: Results) -> list[str]:
+    notes = []
+    names = {(row.name, row.role, row.config) for row in results.rows}
+    if len(names) < len(results.rows):
+        notes.append("Several seeds: mean ± standard deviation; costs are means.")
+    roles = {row.role for row in results.rows}
+    missing = [role for role in ("twin", "ablation") if role not in roles]
+    if "ode" in roles and missing:
+        notes.append(f"Not measured here: {' and '.join(f'the {role}' for role in missing)}.")
+    return notes
+
+
+def _origin(results: Results) -> str:
+    described = ", ".join(
+        {"cpu": f"{value}", "cores": f"{value} cores"}.get(key, f"{key} {value}")
+        for key, value in results.machine.items()
+    )
+    return f"commit {results.commit}, {results.date}, {described}"
+
+
+def _mean(values: Sequence[float], form: str) -> str:
+    if not values:
+        return ""
+    spread = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):{form}}{spread}"
+
+
+def _short(value: float) -> str:
+    """Three significant digits without an exponent."""
+    if value == 0:
+        return "0"
+    return f"{value:,.{max(2 - math.floor(math.log10(abs(value))), 0)}f}" if value != int(value) else f"{int(value):,}"
+
+
+def _ordered(names: Iterable[str], first: Sequence[str]) -> list[str]:
+    present = dict.fromkeys(names)
+    return [name for name in first if name in present] + [name for name in present if name not in first]
+
+
+def _joined(values: Iterable[Any]) -> Any:
+    different = list(dict.fromkeys(value for value in values if value is not None))
+    return different[0] if len(different) == 1 else "; ".join(map(str, different))
+
+
+def _is_fraction(name: str) -> bool:
+    return name in FRACTIONS or name.startswith("AP")
+
+
+def _metric(what: str, name: str, value: object) -> float:
+    spelt = {known.lower(): known for known in FRACTIONS}.get(name.lower(), name)
+    if spelt != name:
+        raise ResultsError(f"unknown {what}; did you mean {spelt}? Metrics carry the field's names.")
+    number = _number(what, value)
+    if _is_fraction(name) and not 0 <= number <= 1:
+        hint = "Divide percent by 100." if 1 < number <= 100 else "Leave out a metric that has no value."
+        raise ResultsError(f"{what} must be a fraction in [0, 1]; it is {number}. {hint}")
+    return number
+
+
+def _number(what: str, value: object) -> float:
+    """Return a plain Python number; NumPy's are accepted."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise ResultsError(f"{what} must be a finite number; it is {value!r}. Leave it out if it has no value.")
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
+def _check_types(value: object, what: str, **types: type) -> None:
+    for name, kind in types.items():
+        found = getattr(value, name)
+        if not isinstance(found, kind) or isinstance(found, bool) or (kind is Sequence and isinstance(found, str)):
+            raise ResultsError(
+                f"`{name}` of {what} must be {kind.__name__}; it is {type(found).__name__} ({found!r}). Correct it."
+            )
+
+
+def _check_keys(kind: type[Row] | type[Results], value: object, what: str) -> None:
+    known = [f.name for f in fields(kind)]
+    if not isinstance(value, dict):
+        raise ResultsError(f"{what} must be an object with the keys {', '.join(known)}; it is {type(value).__name__}.")
+    for key in value:
+        if key not in known:
+            raise ResultsError(_unknown(f"key of {what}", key, known))
+    missing = [name for name in known if name not in value]
+    if missing:
+        raise ResultsError(f"{what} must have the keys {', '.join(known)}; {', '.join(missing)} is missing. Add it.")
+
+
+def _unknown(what: str, name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]}?" if near else "use one of them."
+    return f"unknown {what}: {name!r}; known are {', '.join(known)}; {hint}"
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    usable = getattr(os, "sched_getaffinity", None)
+    return len(usable(0)) if usable else os.cpu_count() or 1
