@@ -69,14 +69,16 @@ class SolveRecord:
 
 
 @contextmanager
-def record_solves(model: nn.Module) -> Iterator[SolveRecord]:
+def record_solves(model: nn.Module, *, measure: bool = True) -> Iterator[SolveRecord]:
     """Record what the solves of a model cost, in this thread, until the context ends.
 
     Other models and other threads are not seen, and do not see this record. A compiled block (torch.compile) is not
-    recorded. Multiply-adds are counted in one extra evaluation per block and state shape.
+    recorded.
 
     Args:
         model: any module; all `ODEBlock` in it are recorded under their names.
+        measure: also count multiply-adds, in one more evaluation per block and shape, and take the time, waiting for
+            the device. False counts evaluations and steps only, which costs next to nothing.
 
     Yields:
         The record, which fills up as the model runs; a backward pass counts even after the context ended.
@@ -89,7 +91,7 @@ def record_solves(model: nn.Module) -> Iterator[SolveRecord]:
     observers: list[tuple[ODEBlock, Observer]] = []
     for name, block in blocks:
         record.blocks[name] = BlockRecord()
-        observers.append((block, Observer(record.blocks[name])))
+        observers.append((block, Observer(record.blocks[name], measure)))
     for block, observer in observers:
         block.observers.setdefault(thread, []).append(observer)
     try:
@@ -104,15 +106,16 @@ def record_solves(model: nn.Module) -> Iterator[SolveRecord]:
 class Observer:
     """Sees the solves of one block in one thread and writes them down."""
 
-    def __init__(self, record: BlockRecord) -> None:
+    def __init__(self, record: BlockRecord, measure: bool) -> None:
         self.record = record
+        self.measure = measure
         self._macs: dict[tuple, int] = {}
 
     def macs_per_evaluation(self, vector_field: nn.Module, h: Tensor) -> int:
         """Multiply-adds of one evaluation on a state like ``h``; evaluated once per shape."""
         key = (tuple(h.shape), h.dtype)
         if key not in self._macs:
-            with torch.no_grad(), _MultiplyAdds() as counter:
+            with torch.no_grad(), MultiplyAdds() as counter:
                 vector_field(0.0, h.detach())
             self._macs[key] = counter.total
         return self._macs[key]
@@ -128,14 +131,9 @@ class Tally:
     def __init__(self, observers: list[Observer]) -> None:
         self.evaluations = 0
         self._records = [observer.record for observer in observers]
-        self._observers = observers
+        self._measuring = [observer for observer in observers if observer.measure]
         self._backward = False
         self._began = 0.0
-
-    @property
-    def observed(self) -> bool:
-        """Whether anybody wants to know."""
-        return bool(self._observers)
 
     @property
     def phase(self) -> str:
@@ -164,40 +162,43 @@ class Tally:
 
     def start(self, vector_field: nn.Module, h: Tensor) -> Tensor:
         """The solve starts; returns the state to start from."""
-        if not self.observed:
-            return h
-        self._macs = [observer.macs_per_evaluation(vector_field, h) for observer in self._observers]
-        if h.requires_grad:
-            h = h.view_as(h)
-            h.register_hook(self._backward_ends)
-        self._began = _now(h)
+        if self._measuring:
+            self._macs = [observer.macs_per_evaluation(vector_field, h) for observer in self._measuring]
+            if h.requires_grad:
+                h = h.view_as(h)
+                h.register_hook(self._backward_ends)
+            self._began = _now(h)
         return h
 
     def finish(self, h: Tensor) -> None:
         """The forward solve is over."""
         self._backward = True
-        if not self.observed:
+        for record in self._records:
+            record.solves += 1
+        if not self._measuring:
             return
         seconds = _now(h) - self._began
-        for record, macs in zip(self._records, self._macs, strict=True):
-            record.solves += 1
-            record.forward_seconds += seconds
-            record.macs += macs * self.evaluations
+        for observer, macs in zip(self._measuring, self._macs, strict=True):
+            observer.record.forward_seconds += seconds
+            observer.record.macs += macs * self.evaluations
         if h.requires_grad:
             h.register_hook(self._backward_starts)
-        self.evaluations = 0
 
     def _backward_starts(self, grad: Tensor) -> None:
         self._began = _now(grad)
 
     def _backward_ends(self, grad: Tensor) -> None:
         seconds = _now(grad) - self._began
-        for record in self._records:
-            record.backward_seconds += seconds
+        for observer in self._measuring:
+            observer.record.backward_seconds += seconds
 
 
-class _MultiplyAdds(TorchDispatchMode):
-    """Counts the multiply-adds of convolutions and matrix products run in it, in this thread only."""
+class MultiplyAdds(TorchDispatchMode):
+    """Counts the multiply-adds of convolutions and matrix products run in it, in this thread only.
+
+    Attributes:
+        total: multiply-adds so far.
+    """
 
     total = 0
 

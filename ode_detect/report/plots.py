@@ -81,7 +81,9 @@ def smooth(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
     half = window // 2
     total = np.convolve(np.where(finite, values, 0.0), kernel)[half : half + len(values)]
     count = np.convolve(finite.astype(np.float64), kernel)[half : half + len(values)]
-    return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0.5)
+    average = np.full(len(values), np.nan)
+    np.divide(total, count, out=average, where=count > 0.5)
+    return average
 
 
 def plot_losses(metrics: Sequence[Mapping[str, Any]], path: str | Path) -> None:
@@ -116,7 +118,7 @@ def plot_losses(metrics: Sequence[Mapping[str, Any]], path: str | Path) -> None:
             axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
     notes = [f"bold: mean of {window} records"] if window > 1 else []
     lost = sum(int((~np.isfinite(values)).sum()) for _, values in curves.values())
-    notes += [f"{lost} values are not finite and left out"] if lost else []
+    notes += [f"values left out because they are not finite: {lost}"] if lost else []
     if notes:
         figure.supxlabel("; ".join(notes), fontsize=8, color="#666666", x=0.99, ha="right")
     _save(figure, path)
@@ -141,27 +143,18 @@ def plot_metric(metrics: Sequence[Mapping[str, Any]], names: Sequence[str], path
     if not curves:
         known = sorted({name for record in metrics for name in record if "/" in name})
         raise MetricsError(
-            f"a plot of {', '.join(names)} needs records that hold it; there are {', '.join(known) or 'no evaluations'}. "
-            "Set TEST.EVAL_PERIOD, or choose another name."
+            f"a plot of {', '.join(names)} needs records that hold it; there are "
+            f"{', '.join(known) or 'no evaluations'}. Set TEST.EVAL_PERIOD, or choose another name."
         )
     figure = Figure(figsize=(5.5, 3.7), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
     for colour, (name, (iterations, values)) in zip(_colours(list(curves)), curves.items(), strict=True):
         finite = np.isfinite(values)
         x, y = iterations[finite], values[finite]
-        axes.plot(x, y, color=colour, linewidth=1.8, marker="o", markersize=3.5, label=name.rpartition("/")[2])
-        axes.annotate(
-            f"{y[-1]:.1f}",
-            (x[-1], y[-1]),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-            color=colour,
-        )
+        label = f"{name.rpartition('/')[2]}, last {y[-1]:.1f}"
+        axes.plot(x, y, color=colour, linewidth=1.8, marker="o", markersize=3.5, label=label)
     heads = {name.rpartition("/")[0] for name in curves}
     _style(axes, "Evaluation" + (f" ({heads.pop()})" if len(heads) == 1 and "" not in heads else ""), "Metric (%)")
-    axes.margins(x=0.08)
     axes.set_ylim(0, min(max(max(np.nanmax(y[np.isfinite(y)]) for _, y in curves.values()) * 1.15, 1.0), 100))
     axes.legend(frameon=False, fontsize=9, labelcolor=_INK, loc="lower right")
     _save(figure, path)

@@ -43,7 +43,7 @@ def fill(text: str, root: str | Path) -> str:
         if opened is None and _FENCE.match(line):
             fenced = not fenced
         start, end = (None, None) if fenced else (_OPEN.match(line), _CLOSE.match(line))
-        if start and opened or end and not opened:
+        if (start and opened) or (end and not opened):
             other = f"the one of line {opened[0]} is still open" if opened else "none is open"
             raise ReadmeError(
                 f"`<!-- results: FILE -->` and `<!-- /results -->` must alternate; at line {number} {other}. "

@@ -5,6 +5,7 @@ A file holds one ``Results``; a row is one network, one seed. Tables are written
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.metadata
 import json
@@ -49,7 +50,7 @@ class Row:
         role: One of ``ROLES``.
         seed: Random seed of the training.
         config: The file that the network was trained by.
-        metrics: How good it is. ``AP...``, precision, recall, f1, error, top1, delta1 and the like are fractions in [0, 1].
+        metrics: How good it is. ``AP...``, precision, recall, f1, error, top1, delta1 and the like lie in [0, 1].
         cost: What it costs: parameters, macs, evaluations, latency_ms, train_memory_mib, train_minutes.
 
     Raises:
@@ -110,7 +111,7 @@ class Results:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        texts = {name: str for name in ("what", "command", "commit", "date", "protocol")}
+        texts = dict.fromkeys(("what", "command", "commit", "date", "protocol"), str)
         _check_types(self, "results", **texts, machine=Mapping, rows=Sequence)
         object.__setattr__(self, "rows", tuple(self.rows))
         object.__setattr__(self, "machine", dict(self.machine))
@@ -165,7 +166,7 @@ class Results:
 def merge(paths: Iterable[str | Path]) -> Results:
     """Join the results of several runs, for example the seeds of one comparison.
 
-    Where the runs differ in command, commit or machine, the values are listed one after the other; the date is the last.
+    Where the runs differ in command, commit or machine, the values are listed one after another; the date is the last.
 
     Args:
         paths: Files of results or run folders.
@@ -200,12 +201,10 @@ def merge(paths: Iterable[str | Path]) -> Results:
 
 
 def machine() -> dict[str, Any]:
-    """Describe this machine: ``cpu`` (model), ``cores`` (that this process may use), ``python``, and ``torch`` if installed."""
+    """Describe this machine: ``cpu`` (model), ``cores`` (usable by this process), ``python``, ``torch`` if there."""
     described: dict[str, Any] = {"cpu": _cpu_model(), "cores": _cores(), "python": platform.python_version()}
-    try:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         described["torch"] = importlib.metadata.version("torch")
-    except importlib.metadata.PackageNotFoundError:
-        pass
     return described
 
 
@@ -216,8 +215,8 @@ def commit(root: str | Path | None = None) -> str:
         root: A folder of the work tree; None takes the one that this package lies in, if it is part of one.
 
     Returns:
-        The hash, with ``-dirty`` if a tracked file outside ``results/`` differs from it (results are what a run writes, so
-        they say nothing about what ran), or ``unknown`` without git.
+        The hash, with ``-dirty`` if a tracked file outside ``results/`` differs from it (results are what a run writes,
+        so they say nothing about what ran), or ``unknown`` without git.
     """
     folder = Path(__file__).parent if root is None else Path(root)
     tracked = root is not None or _git(folder, "ls-files", "--error-unmatch", Path(__file__).name)
@@ -346,7 +345,7 @@ def _number(what: str, value: object) -> float:
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
-def _check_types(value: object, what: str, **types: type) -> None:
+def _check_types(value: object, what: str, /, **types: type) -> None:
     for name, kind in types.items():
         found = getattr(value, name)
         if not isinstance(found, kind) or isinstance(found, bool) or (kind is Sequence and isinstance(found, str)):

@@ -1,0 +1,216 @@
+"""ODE-ResNets: the shape-keeping tail of each chosen stage is one flow.
+
+In stage k of a ResNet the first block changes the shape (the transition) and the others keep it (the tail). What stands
+in place of the tail is chosen by ``MODEL.ODE.ROLE``: a flow ("ode"), Detectron2's residual blocks ("twin"), or nothing
+("ablation"). All three are registered under the same names and built from the same config.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.layers import CNNBlockBase, ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, FPN, ResNet
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
+from torch import Tensor, nn
+
+from ode_detect.ode import Adaptive, FixedStep, ODEBlock, in_pieces
+from ode_detect.ode.fields import ACTIVATIONS, FIELDS, NORMS
+from ode_detect.ode.names import check_name
+from ode_detect.ode.solvers import TABLEAUS, Solver
+
+BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+STAGES = ("res2", "res3", "res4", "res5")
+ROLES = ("ode", "twin", "ablation")
+
+
+class FlowBlock(CNNBlockBase):
+    """An `ODEBlock` in the place of the residual blocks that it replaces.
+
+    Args:
+        flow: (N, C, H, W) -> (N, C, H, W).
+        channels: C.
+    """
+
+    def __init__(self, *, flow: ODEBlock, channels: int) -> None:
+        super().__init__(channels, channels, 1)
+        self.flow = flow
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The state at the end of time, shape of ``x``."""
+        return self.flow(x)
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """What is known of one stage before it is built."""
+
+    name: str
+    blocks: int
+    stride: int
+    inputs: int
+    outputs: int
+    bottleneck: int
+    dilation: int
+
+
+@BACKBONE_REGISTRY.register()
+def build_ode_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
+    """Build an ODE-ResNet (18, 34, 50, 101 or 152), its twin or its ablation.
+
+    Args:
+        cfg: ``MODEL.RESNETS`` as for Detectron2's ResNet, and ``MODEL.ODE``.
+        input_shape: channels of the picture.
+
+    Returns:
+        A Detectron2 ResNet; its outputs are (N, C, H, W) by the names in ``MODEL.RESNETS.OUT_FEATURES``.
+
+    Raises:
+        ValueError: a value that cannot be built, with what to do.
+    """
+    resnet = cfg.MODEL.RESNETS
+    stages = _plan(cfg)
+    _check(cfg, stages)
+    stem = BasicStem(in_channels=input_shape.channels, out_channels=resnet.STEM_OUT_CHANNELS, norm=resnet.NORM)
+    blocks = [[_residual_block(cfg, stage, first=True), *_tail(cfg, stage)] for stage in stages]
+    return ResNet(stem, blocks, out_features=resnet.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
+
+
+@BACKBONE_REGISTRY.register()
+def build_ode_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """Build an ODE-ResNet with a feature pyramid (Lin et al. 2017), as Detectron2's ``build_resnet_fpn_backbone``.
+
+    p6 is made of p5, so a pyramid that ends before res5 has none.
+    """
+    return FPN(
+        bottom_up=build_ode_resnet_backbone(cfg, input_shape),
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=LastLevelMaxPool() if "res5" in cfg.MODEL.FPN.IN_FEATURES else None,
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
+
+
+def discrete_names(names: list[str]) -> dict[str, str]:
+    """What the tensors of an ODE-ResNet are called in the ResNet that has the same blocks.
+
+    Piece k of the flow of a stage is block k + 1 of that stage: ``res4.1.flow.field.pieces.2.conv1.weight`` is
+    ``res4.3.conv1.weight``. A flow with constant weights is block 1.
+
+    Args:
+        names: tensor names of a model.
+
+    Returns:
+        Our name -> the name in the ResNet, for the tensors in flows.
+    """
+    flow = re.compile(r"^(.*\bres[2-5]\.)1\.flow\.field\.(?:(?:pieces|knots)\.(\d+)\.)?(.*)$")
+    matches = {name: flow.match(name) for name in names}
+    return {name: f"{m[1]}{int(m[2] or 0) + 1}.{m[3]}" for name, m in matches.items() if m}
+
+
+def _plan(cfg: CfgNode) -> list[_Stage]:
+    resnet = cfg.MODEL.RESNETS
+    counts = BLOCKS_PER_STAGE.get(resnet.DEPTH)
+    if counts is None:
+        raise ValueError(f"MODEL.RESNETS.DEPTH is one of {', '.join(map(str, BLOCKS_PER_STAGE))}, not {resnet.DEPTH}.")
+    stages, inputs, outputs = [], resnet.STEM_OUT_CHANNELS, resnet.RES2_OUT_CHANNELS
+    bottleneck = resnet.NUM_GROUPS * resnet.WIDTH_PER_GROUP
+    for index, (name, count) in enumerate(zip(STAGES, counts, strict=True)):
+        dilation = resnet.RES5_DILATION if name == "res5" else 1
+        stride = 1 if index == 0 or dilation == 2 else 2
+        stages.append(_Stage(name, count, stride, inputs, outputs, bottleneck, dilation))
+        inputs, outputs, bottleneck = outputs, outputs * 2, bottleneck * 2
+    needed = max([STAGES.index(name) + 1 for name in resnet.OUT_FEATURES if name in STAGES], default=len(STAGES))
+    return stages[:needed]
+
+
+def _check(cfg: CfgNode, stages: list[_Stage]) -> None:
+    ode = cfg.MODEL.ODE
+    check_name(ode.ROLE, ROLES, "MODEL.ODE.ROLE")
+    for name in ode.STAGES:
+        check_name(name, STAGES, "stage in MODEL.ODE.STAGES")
+    check_name(ode.ACTIVATION, ACTIVATIONS, "MODEL.ODE.ACTIVATION")
+    check_name(ode.FIELD, ["auto", *FIELDS], "MODEL.ODE.FIELD")
+    if any(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE):
+        raise ValueError(
+            "MODEL.RESNETS.DEFORM_ON_PER_STAGE is set, and ODE-ResNets have no deformable convolutions. "
+            "Use build_resnet_fpn_backbone for those."
+        )
+    dilated = [stage.name for stage in stages if stage.dilation != 1 and stage.name in ode.STAGES]
+    if dilated and ode.ROLE == "ode":
+        raise ValueError(
+            f"{dilated[0]} is dilated (MODEL.RESNETS.RES5_DILATION 2), which the fields of flows are not. "
+            f"Leave {dilated[0]} out of MODEL.ODE.STAGES, or set RES5_DILATION to 1."
+        )
+
+
+def _residual_block(cfg: CfgNode, stage: _Stage, *, first: bool) -> CNNBlockBase:
+    resnet = cfg.MODEL.RESNETS
+    inputs, stride = (stage.inputs, stage.stride) if first else (stage.outputs, 1)
+    if resnet.DEPTH < 50:
+        return BasicBlock(inputs, stage.outputs, stride=stride, norm=resnet.NORM)
+    return BottleneckBlock(
+        inputs,
+        stage.outputs,
+        bottleneck_channels=stage.bottleneck,
+        stride=stride,
+        num_groups=resnet.NUM_GROUPS,
+        norm=resnet.NORM,
+        stride_in_1x1=resnet.STRIDE_IN_1X1,
+        dilation=stage.dilation,
+    )
+
+
+def _tail(cfg: CfgNode, stage: _Stage) -> list[CNNBlockBase]:
+    role = cfg.MODEL.ODE.ROLE if stage.name in cfg.MODEL.ODE.STAGES else "twin"
+    if role == "ablation" or stage.blocks == 1:
+        return []
+    if role == "twin":
+        return [_residual_block(cfg, stage, first=False) for _ in range(stage.blocks - 1)]
+    return [FlowBlock(flow=_flow(cfg, stage), channels=stage.outputs)]
+
+
+def _flow(cfg: CfgNode, stage: _Stage) -> ODEBlock:
+    ode = cfg.MODEL.ODE
+    count = ode.NUM_PIECES or (1 if ode.PIECES == "constant" else stage.blocks - 1)
+    return ODEBlock(
+        field=in_pieces(ode.PIECES, count, lambda: _field(cfg, stage)),
+        solver=_solver(cfg, count),
+        gradient=ode.GRADIENT,
+        name=f"{stage.name}.flow",
+    )
+
+
+def _field(cfg: CfgNode, stage: _Stage) -> nn.Module:
+    ode, resnet = cfg.MODEL.ODE, cfg.MODEL.RESNETS
+    kind = ode.FIELD if ode.FIELD != "auto" else ("basic" if resnet.DEPTH < 50 else "bottleneck")
+    norm = ode.NORM or resnet.NORM
+    if norm not in NORMS:
+        raise ValueError(
+            f"a flow cannot be normalised by {norm!r} (from {'MODEL.ODE.NORM' if ode.NORM else 'MODEL.RESNETS.NORM'}): "
+            f"its layers are evaluated at several times. Set MODEL.ODE.NORM to one of {', '.join(NORMS)}."
+        )
+    arguments: dict[str, Any] = {"channels": stage.outputs, "norm": norm, "activation": ode.ACTIVATION}
+    if kind == "bottleneck":
+        arguments |= {"bottleneck_channels": stage.bottleneck, "groups": resnet.NUM_GROUPS}
+    return FIELDS[kind](**arguments)
+
+
+def _solver(cfg: CfgNode, pieces: int) -> Solver:
+    ode = cfg.MODEL.ODE
+    if ode.METHOD in TABLEAUS:
+        return FixedStep(ode.METHOD, steps=ode.STEPS or pieces, projection=ode.PROJECTION)
+    if ode.PROJECTION != "none":
+        raise ValueError(
+            f"MODEL.ODE.PROJECTION {ode.PROJECTION!r} belongs to the steps of a fixed-step method, and "
+            f"{ode.METHOD!r} is not one. Set PROJECTION to 'none', or METHOD to one of {', '.join(TABLEAUS)}."
+        )
+    arguments: dict[str, Any] = {"rtol": ode.RTOL, "atol": ode.ATOL, "max_evaluations": ode.MAX_EVALUATIONS}
+    if ode.STEPS:
+        arguments["steps"] = ode.STEPS
+    return Adaptive(ode.METHOD, **arguments)

@@ -1,0 +1,1 @@
+"""Object detection with Detectron2's heads on ODE backbones."""

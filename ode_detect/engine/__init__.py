@@ -1,0 +1,1 @@
+"""Config keys, tasks, the one trainer, checkpoints."""

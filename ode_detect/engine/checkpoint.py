@@ -1,0 +1,242 @@
+"""Checkpoints: pretrained ResNets into ODE networks, what was loaded told, a bad fit refused."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections import Counter, OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from detectron2.utils import comm
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from ode_detect.backbones import discrete_names
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or does not fit; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of a model a checkpoint filled.
+
+    Attributes:
+        sizes: for each tensor of the model, its number of elements.
+        loaded: tensors that were filled.
+        unused: names in the file that the model does not have.
+        misfits: tensors of another shape, as (name, shape in the file, shape in the model).
+    """
+
+    sizes: dict[str, int]
+    loaded: frozenset[str]
+    unused: tuple[str, ...]
+    misfits: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+
+    @property
+    def missing(self) -> list[str]:
+        """Tensors that were not filled."""
+        return [name for name in self.sizes if name not in self.loaded]
+
+    def __str__(self) -> str:
+        rows = []
+        for part in dict.fromkeys(map(_part, self.sizes)):
+            names = [name for name in self.sizes if _part(name) == part]
+            filled = [name for name in names if name in self.loaded]
+            rows.append((part, len(filled), len(names) - len(filled), self._share(filled, names)))
+        everything = list(self.sizes)
+        filled = [name for name in everything if name in self.loaded]
+        rows.append(("all", len(filled), len(everything) - len(filled), self._share(filled, everything)))
+        table = tabulate(rows, headers=("part", "tensors loaded", "new", "share of elements"), tablefmt="github")
+        unused = Counter(name.split(".")[0] for name in self.unused)
+        note = ", ".join(f"{name} ({count})" for name, count in unused.items())
+        return f"{table}\nnot used of the file: {note or 'nothing'}"
+
+    def _share(self, some: list[str], all_of: list[str]) -> str:
+        return f"{sum(self.sizes[n] for n in some) / max(1, sum(self.sizes[n] for n in all_of)):.1%}"
+
+
+class Checkpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer for ODE networks.
+
+    It fills flows from the residual blocks that they replace, in checkpoints of Detectron2's model zoo, MSRA's and
+    torchvision's ResNets; reads weights without running code from the file; writes a file whole or not at all.
+
+    Args:
+        model: the model.
+        save_dir: the run folder; "" saves nothing.
+        allow_partial: accept weights that leave tensors new, or do not fit.
+        checkpointables: what else is saved, with ``state_dict()`` and ``load_state_dict()``.
+    """
+
+    def __init__(self, model: nn.Module, save_dir: str = "", *, allow_partial: bool = False, **checkpointables: Any):
+        super().__init__(model, save_dir, **checkpointables)
+        self.allow_partial = allow_partial
+        self.coverage: Coverage | None = None
+
+    def load_weights(self, path: str, *, whole: bool) -> Coverage | None:
+        """Fill the model.
+
+        Args:
+            path: a file, or an address that Detectron2 knows ("detectron2://..."); "" loads nothing.
+            whole: every tensor must be in the file. If not, those of the backbone must, and a detection head's if the
+                file has one.
+
+        Returns:
+            What was loaded; None for "".
+
+        Raises:
+            CheckpointError: the file is not there, cannot be read, or does not fit.
+        """
+        if not path:
+            return None
+        if "://" not in path and not Path(path).is_file():
+            raise CheckpointError(f"there is no checkpoint {path!r}; MODEL.WEIGHTS names a file, or '' for none.")
+        self.coverage = None
+        self.load(path, checkpointables=[])
+        coverage = self.coverage
+        assert coverage is not None, "load() ends in _load_model, which sets it"
+        if comm.is_main_process():
+            self.logger.info("%s:\n%s", path, coverage)
+        self._refuse_bad_fit(path, coverage, whole)
+        return coverage
+
+    def resume(self) -> int:
+        """Go on from the last checkpoint in the run folder.
+
+        Returns:
+            The iteration to continue with; 0 if there is no checkpoint.
+        """
+        if not self.has_checkpoint():
+            return 0
+        path = self.get_checkpoint_file()
+        rest = self.load(path)
+        if self.coverage is not None and (self.coverage.missing or self.coverage.misfits):
+            raise CheckpointError(
+                f"{path} is of another network than the config builds, so the run cannot go on:\n{self.coverage}\n"
+                "Give the config that the run began with, or another OUTPUT_DIR."
+            )
+        return int(rest["iteration"]) + 1 if "iteration" in rest else int(self.checkpointables["trainer"].iter) + 1
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write ``name``.pth; a kill while writing leaves the file as it was before."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data = {"model": self.model.state_dict(), **{k: v.state_dict() for k, v in self.checkpointables.items()}, **kwargs}
+        final = Path(self.save_dir) / f"{name}.pth"
+        partial = final.with_suffix(".pth.partial")
+        torch.save(data, partial)
+        os.replace(partial, final)
+        if name != "model_best":
+            self.tag_last_checkpoint(final.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Say which checkpoint to resume from; a kill while writing leaves the earlier word."""
+        partial = Path(self.save_dir) / "last_checkpoint.partial"
+        partial.write_text(last_filename_basename)
+        os.replace(partial, Path(self.save_dir) / "last_checkpoint")
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        try:
+            if not filename.endswith(".pkl"):
+                return super()._load_file(filename)
+            with open(filename, "rb") as file:
+                return _from_zoo(_NumbersOnly(file, encoding="latin1").load())
+        except (pickle.UnpicklingError, EOFError, RuntimeError, AttributeError, UnicodeDecodeError) as error:
+            raise CheckpointError(
+                f"{filename} cannot be read as weights ({str(error).splitlines()[0]}). It may be cut short, be another "
+                "kind of file, or hold code, which is not run. Get it again from its source."
+            ) from error
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        state = {name: _as_tensor(value) for name, value in checkpoint["model"].items()}
+        state = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+        if any(re.match(r"(module\.)?layer\d\.", name) for name in state):
+            state = {_torchvision_name(name.removeprefix("module.")): value for name, value in state.items()}
+            checkpoint["matching_heuristics"] = True
+        ours = self.model.state_dict()
+        discrete = discrete_names(list(ours))
+        if checkpoint.pop("matching_heuristics", False):
+            renamed = {discrete.get(name, name): value for name, value in ours.items()}
+            state = align_and_update_state_dicts(
+                renamed, state, c2_conversion=checkpoint.get("__author__", None) == "Caffe2"
+            )
+        theirs = {name: flow for flow, name in discrete.items() if name not in ours}
+        checkpoint["model"] = {theirs.get(name, name): value for name, value in state.items()}
+        given = set(checkpoint["model"])
+        incompatible = super()._load_model(checkpoint)
+        misfits = tuple(incompatible.incorrect_shapes)
+        skipped = {name for name, *_ in misfits}
+        sizes = {name: value.numel() for name, value in ours.items() if not name.endswith("num_batches_tracked")}
+        loaded = frozenset(name for name in sizes if name in given and name not in skipped)
+        self.coverage = Coverage(sizes, loaded, tuple(incompatible.unexpected_keys), misfits)
+        return None
+
+    def _refuse_bad_fit(self, path: str, coverage: Coverage, whole: bool) -> None:
+        bottom = "backbone.bottom_up." if any(n.startswith("backbone.bottom_up.") for n in coverage.sizes) else "backbone."
+        whole = whole or any(not name.startswith("backbone.") and not _is_input(name) for name in coverage.loaded)
+        missing = [n for n in coverage.missing if not _is_input(n) and (whole or n.startswith(bottom))]
+        if self.allow_partial or not (missing or coverage.misfits):
+            return
+        shapes = [f"{name}: {theirs} in the file, {ours} here" for name, theirs, ours in coverage.misfits]
+        listed = "\n  ".join([*shapes, *(f"{name}: not in the file" for name in missing)][:8])
+        raise CheckpointError(
+            f"{path} does not fill the network; {len(missing) + len(shapes)} tensors do not fit:\n  {listed}\n"
+            "Give the weights that belong to the config, or set MODEL.ALLOW_PARTIAL_WEIGHTS True to start those anew."
+        )
+
+
+class _NumbersOnly(pickle.Unpickler):
+    """Unpickles numpy arrays and plain containers; refuses everything that could run code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        allowed = {
+            ("collections", "OrderedDict"): OrderedDict,
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): np.dtype,
+        }
+        if name in ("_reconstruct", "scalar") and module.startswith(("numpy.core.", "numpy._core.")):
+            return getattr(np._core.multiarray, name) if hasattr(np, "_core") else getattr(np.core.multiarray, name)
+        if (module, name) not in allowed:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return allowed[module, name]
+
+
+def _from_zoo(data: dict[str, Any]) -> dict[str, Any]:
+    """The contents of a .pkl of Detectron2's zoo, or of Caffe2's, as Detectron2 reads them."""
+    if "model" in data and "__author__" in data:
+        return data
+    blobs = data.get("blobs", data)
+    weights = {name: value for name, value in blobs.items() if not name.endswith("_momentum")}
+    return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def _torchvision_name(name: str) -> str:
+    """torchvision's name of a ResNet tensor -> Detectron2's."""
+    if not name.startswith("layer"):
+        name = f"stem.{name}"
+    name = re.sub(r"^layer(\d)", lambda m: f"res{int(m[1]) + 1}", name)
+    name = re.sub(r"\bbn(\d)\.", r"conv\1.norm.", name)
+    return name.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
+
+
+def _as_tensor(value: Any) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.from_numpy(np.asarray(value))
+
+
+def _part(name: str) -> str:
+    words = name.split(".")
+    return ".".join(words[:3] if words[:2] == ["backbone", "bottom_up"] else words[:2]) if len(words) > 1 else "input"
+
+
+def _is_input(name: str) -> bool:
+    return name in ("pixel_mean", "pixel_std")
+

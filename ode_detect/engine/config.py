@@ -1,0 +1,149 @@
+"""Config keys of ours beside Detectron2's, and loading a config with messages that help."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from detectron2.config import CfgNode, get_cfg
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used; the message says why and what to do."""
+
+
+def add_ode_config(cfg: CfgNode) -> None:
+    """Add the keys of ode_detect, with their defaults, to a Detectron2 config.
+
+    The defaults are those of a pretrained ResNet made continuous: one piece per replaced block, Euler, projected by
+    relu, which gives the outputs of the ResNet.
+    """
+    # What is trained: "detection".
+    cfg.TASK = "detection"
+
+    cfg.MODEL.ODE = CfgNode()
+    # What stands in place of the shape-keeping blocks of STAGES: a flow ("ode"), Detectron2's residual blocks ("twin"),
+    # or nothing ("ablation").
+    cfg.MODEL.ODE.ROLE = "ode"
+    # Which stages: any of "res2", "res3", "res4", "res5".
+    cfg.MODEL.ODE.STAGES = ["res2", "res3", "res4", "res5"]
+    # Vector field: "basic" (two 3x3 convolutions), "bottleneck" (1x1, 3x3, 1x1), "concat" (time as an input channel),
+    # or "auto": the block of the ResNet's depth.
+    cfg.MODEL.ODE.FIELD = "auto"
+    # How the weights vary in time: "constant", "piecewise" (constant) or "hat" (linear between knots).
+    cfg.MODEL.ODE.PIECES = "piecewise"
+    # Number of pieces or knots of each flow; 0: one for each replaced block.
+    cfg.MODEL.ODE.NUM_PIECES = 0
+    # Fixed steps: "euler", "midpoint", "heun", "rk4". Or a method of torchdiffeq: "dopri5", "bosh3", ...
+    cfg.MODEL.ODE.METHOD = "euler"
+    # Steps of each flow over the whole time; 0: one for each piece. Adaptive methods choose their own.
+    cfg.MODEL.ODE.STEPS = 0
+    # After each fixed step: "relu", as a ResNet does after its sum, or "none".
+    cfg.MODEL.ODE.PROJECTION = "relu"
+    # Tolerances and the limit of evaluations of an adaptive method.
+    cfg.MODEL.ODE.RTOL = 1e-3
+    cfg.MODEL.ODE.ATOL = 1e-4
+    cfg.MODEL.ODE.MAX_EVALUATIONS = 1000
+    # How the gradient is paid: "backprop" (memory grows with steps), "checkpoint" (exact, recomputes), "adjoint"
+    # (torchdiffeq's, inexact).
+    cfg.MODEL.ODE.GRADIENT = "backprop"
+    # Normalisation in the field: "GN", "LN", "FrozenBN" (pretrained weights only), "none"; "": MODEL.RESNETS.NORM.
+    cfg.MODEL.ODE.NORM = ""
+    # Activation in the field: "relu", "silu", "softplus".
+    cfg.MODEL.ODE.ACTIVATION = "relu"
+    # Go on when MODEL.WEIGHTS does not fill the network: what is not in the file keeps its random start.
+    cfg.MODEL.ALLOW_PARTIAL_WEIGHTS = False
+
+    # "SGD" (with MOMENTUM and NESTEROV) or "AdamW".
+    cfg.SOLVER.OPTIMIZER = "SGD"
+
+    # One's own data sets in COCO JSON: [{NAME: my_train, IMAGES: path/to/images, ANNOTATIONS: path/to/train.json}].
+    cfg.DATASETS.CUSTOM = []
+
+    # Random scale of a training picture: [smallest, largest] factor, drawn uniformly in the logarithm. [] draws none.
+    cfg.INPUT.SCALE_JITTER = []
+    # Turn a training picture by 0, 90, 180 or 270 degrees and mirror it: for pictures without an up, like maps.
+    cfg.INPUT.ANY_ORIENTATION = False
+    # Random brightness, contrast and saturation of a training picture: factors in [1 - x, 1 + x].
+    cfg.INPUT.COLOR_JITTER = 0.0
+    # An object of which less than this share of its box is left after cropping is not trained on.
+    cfg.INPUT.MIN_VISIBLE = 0.0
+
+    # "cpu" unless there is a GPU.
+    cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
+    """Read a config file.
+
+    Args:
+        path: a yaml file; its ``_BASE_`` is read first.
+        overrides: key, value, key, value, ... that win over the file.
+
+    Returns:
+        The config, not frozen.
+
+    Raises:
+        ConfigError: no such file, not yaml, an unknown key (with the nearest one), or a value of the wrong type.
+    """
+    cfg = get_cfg()
+    add_ode_config(cfg)
+    if not Path(path).is_file():
+        raise ConfigError(f"there is no config file {str(path)!r}; the ones that come with ode_detect are in configs/.")
+    if len(overrides) % 2:
+        raise ConfigError(f"keys and values come in pairs, and {overrides[-1]!r} has no value; write KEY VALUE.")
+    known = list(_keys(cfg))
+    for file in _with_bases(Path(path)):
+        for key in _keys(_read_yaml(file)):
+            _check_key(key, known, file)
+    for key in overrides[::2]:
+        _check_key(key, known, "the command line")
+    try:
+        cfg.merge_from_file(str(path))
+        cfg.merge_from_list(list(overrides))
+    except (ValueError, AssertionError) as error:
+        raise ConfigError(f"{path}: {error} Give a value of the type of the default.") from error
+    return cfg
+
+
+def _check_key(key: str, known: list[str], where: object) -> None:
+    if key in known or key in ("_BASE_", "VERSION"):
+        return
+    # A misspelt last word is looked for among its neighbours first, a misspelt section everywhere.
+    section = key.rpartition(".")[0]
+    neighbours = [k for k in known if k.rpartition(".")[0] == section]
+    near = difflib.get_close_matches(key, neighbours, n=1, cutoff=0.6) or difflib.get_close_matches(key, known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else "; MODEL.ODE and Detectron2's config reference list the keys."
+    raise ConfigError(f"unknown key {key} in {where}{hint}")
+
+
+def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        yield name
+        if isinstance(value, dict):
+            yield from _keys(value, f"{name}.")
+
+
+def _with_bases(path: Path) -> list[Path]:
+    base = _read_yaml(path).get("_BASE_", "")
+    if not base:
+        return [path]
+    file = path.parent / base
+    if not file.is_file():
+        raise ConfigError(f"{path} builds on {str(base)!r}, which is not there; _BASE_ is relative to the file.")
+    return [path, *_with_bases(file)]
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not a yaml file: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds no keys; a config is a yaml mapping such as MODEL: {{...}}.")
+    return content

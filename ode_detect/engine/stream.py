@@ -1,0 +1,190 @@
+"""The stream of training examples: a function of the seed and the iteration, so that a run can go on where it stopped.
+
+Which pictures are in a batch, and how each is augmented, depend on the seed and the position in the stream only: not on
+the number of workers, nor on what was drawn before. Detectron2's samplers and mappers leave both to the state of
+processes that are gone when a run is resumed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+Draw = tuple[int, int]
+
+
+class BatchStream(Sampler[list[Draw]]):
+    """Endless batches of (index of the picture, position in the stream).
+
+    Every process of a distributed run forms the same batches and takes its share of each.
+
+    Args:
+        size: number of pictures.
+        batch: pictures in a batch, over all processes.
+        seed: of the order.
+        start: the iteration at which to begin.
+        wide: for each picture whether it is wider than high; pictures of a batch are then alike. None mixes them.
+        rank: which process this is.
+        world: how many processes there are.
+
+    Raises:
+        ValueError: no pictures, or a batch that cannot be shared equally.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int,
+        batch: int,
+        seed: int,
+        start: int = 0,
+        wide: list[bool] | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if size < 1:
+            raise ValueError("there is no picture to train on; check DATASETS.TRAIN and its annotations.")
+        if batch < 1 or batch % world:
+            raise ValueError(
+                f"a batch of {batch} cannot be shared by {world} processes; set SOLVER.IMS_PER_BATCH to a multiple."
+            )
+        self.size, self.batch, self.seed, self.start = size, batch, seed, start
+        self.wide, self.rank, self.world = wide, rank, world
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for batch in itertools.islice(self._batches(), self.start, None):
+            yield batch[self.rank :: self.world]
+
+    def _batches(self) -> Iterator[list[Draw]]:
+        waiting: dict[bool, list[Draw]] = defaultdict(list)
+        for position, index in enumerate(self._indices()):
+            bucket = waiting[self.wide[index] if self.wide else False]
+            bucket.append((index, position))
+            if len(bucket) == self.batch:
+                yield bucket.copy()
+                bucket.clear()
+
+    def _indices(self) -> Iterator[int]:
+        generator = torch.Generator()
+        generator.manual_seed(self.seed)
+        while True:
+            yield from torch.randperm(self.size, generator=generator).tolist()
+
+
+class _Examples(Dataset[Any]):
+    """Pictures by draw, each augmented with randomness of its own."""
+
+    def __init__(self, dicts: list[dict[str, Any]], mapper: Callable[[dict[str, Any]], Any], seed: int) -> None:
+        self.dicts, self.mapper, self.seed = dicts, mapper, seed
+
+    def __len__(self) -> int:
+        return len(self.dicts)
+
+    def __getitem__(self, draw: Draw) -> Any:
+        index, position = draw
+        # Only the processor's states: a worker process must not touch the GPU.
+        with random_state_kept(gpu=False):
+            seed = int(np.random.SeedSequence([self.seed, position]).generate_state(1)[0])
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.default_generator.manual_seed(seed)
+            return self.mapper(self.dicts[index])
+
+
+def build_stream(
+    dicts: list[dict[str, Any]],
+    mapper: Callable[[dict[str, Any]], Any],
+    *,
+    batch: int,
+    seed: int,
+    start: int = 0,
+    group_by_shape: bool = False,
+    workers: int = 0,
+) -> DataLoader[list[Any]]:
+    """The loader of a training run.
+
+    Args:
+        dicts: one for each picture; ``width`` and ``height`` are read if ``group_by_shape``.
+        mapper: makes a training example of a dict; may draw from ``random``, numpy and torch.
+        batch: pictures in a batch, over all processes.
+        seed: of order and augmentation.
+        start: the iteration at which to begin.
+        group_by_shape: batches of either wide or high pictures, which wastes less padding.
+        workers: processes that load.
+
+    Returns:
+        An endless iterable of lists of examples.
+    """
+    wide = [d["width"] > d["height"] for d in dicts] if group_by_shape else None
+    stream = BatchStream(
+        size=len(dicts),
+        batch=batch,
+        seed=seed,
+        start=start,
+        wide=wide,
+        rank=comm.get_rank(),
+        world=comm.get_world_size(),
+    )
+    return DataLoader(
+        _Examples(dicts, mapper, seed),
+        batch_sampler=stream,
+        num_workers=workers,
+        collate_fn=list,
+        # A generator of its own, lest the loader draw from the one that training uses.
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def seed_everything(seed: int) -> None:
+    """Seed ``random``, numpy and torch (all devices); ``seed`` in [0, 2**32)."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def random_state(*, gpu: bool = True) -> dict[str, Any]:
+    """The state of ``random``, numpy and torch, as numbers and tensors that a checkpoint can hold.
+
+    Args:
+        gpu: also that of the GPUs.
+    """
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    version, internal, gauss = random.getstate()
+    state: dict[str, Any] = {
+        "python": [version, list(internal), gauss],
+        "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+    }
+    if gpu and torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Go back to a state that `random_state` gave."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+@contextmanager
+def random_state_kept(*, gpu: bool = True) -> Iterator[None]:
+    """Leave the random states as they were, whatever is drawn inside; see `random_state` for ``gpu``."""
+    state = random_state(gpu=gpu)
+    try:
+        yield
+    finally:
+        set_random_state(state)

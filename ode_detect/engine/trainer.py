@@ -1,0 +1,277 @@
+"""One trainer for all tasks: Detectron2's loop and hooks, with an exact resume, autocast on the CPU and solves logged."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+import weakref
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase, SimpleTrainer, create_ddp_model, hooks
+from detectron2.modeling import build_model
+from detectron2.solver import build_lr_scheduler
+from detectron2.utils import comm
+from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ode_detect.ode import SolveRecord, record_solves
+
+from .checkpoint import Checkpointer
+from .optimizer import build_optimizer
+from .stream import build_stream, random_state, random_state_kept, set_random_state
+from .task import Task
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop (Ctrl-C, kill), saved a checkpoint and can be resumed."""
+
+
+class Trainer(SimpleTrainer):
+    """Trains any task.
+
+    Args:
+        cfg: the resolved config.
+        task: what to train.
+        evaluate: evaluates the model and returns nested results.
+
+    Attributes:
+        checkpointer: of the run folder.
+        start_iter: the iteration that ``train()`` begins with.
+        seconds: time spent in iterations, over all resumes.
+        last_results: what the latest evaluation gave.
+    """
+
+    def __init__(self, cfg: CfgNode, task: Task, evaluate: Callable[[nn.Module], dict[str, Any]]) -> None:
+        model = build_model(cfg)
+        optimizer = build_optimizer(cfg, model)
+        self._cfg, self._task = cfg, task
+        parallel = create_ddp_model(model) if comm.get_world_size() > 1 else model
+        super().__init__(parallel, _no_data(), optimizer)
+        self.scheduler = build_lr_scheduler(cfg, optimizer)
+        self._scaler = torch.amp.GradScaler("cuda", enabled=cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE != "cpu")
+        self.checkpointer = Checkpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS,
+            save_to_disk=comm.is_main_process(),
+            trainer=weakref.proxy(self),
+        )
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.seconds = 0.0
+        self.last_results: dict[str, Any] = {}
+        self._random: dict[str, Any] | None = None
+        self.register_hooks(self._hooks_for(model, evaluate))
+
+    def resume_or_load(self, *, resume: bool) -> None:
+        """Go on from the run folder's last checkpoint, or begin with ``MODEL.WEIGHTS``."""
+        if resume:
+            self.start_iter = self.checkpointer.resume()
+        if self.start_iter == 0:
+            self.checkpointer.load_weights(self._cfg.MODEL.WEIGHTS, whole=False)
+
+    def train(self) -> None:  # type: ignore[override]
+        """Train to the last iteration; the state of the random generators is that of an uninterrupted run."""
+        self.data_loader = self._stream()
+        if self._random is not None:
+            set_random_state(self._random)
+        super().train(self.start_iter, self.max_iter)
+
+    def run_step(self) -> None:
+        """One iteration: batch, losses, gradients, update; autocast if ``SOLVER.AMP.ENABLED``."""
+        began = time.perf_counter()
+        data = next(self._data_loader_iter)
+        data_time = time.perf_counter() - began
+        with autocast(self._cfg):
+            losses = self.model(data)
+            total = sum(losses.values())
+        self.optimizer.zero_grad()
+        self._scaler.scale(total).backward()
+        self.after_backward()
+        # Before the update: a loss that is not finite stops the run while the weights are still good.
+        self._write_metrics(losses, data_time)
+        if self._cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
+            self._scaler.unscale_(self.optimizer)
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        self.seconds += time.perf_counter() - began
+
+    def state_dict(self) -> dict[str, Any]:
+        """Iteration, hooks, optimizer, gradient scale, random states and time spent."""
+        own = {"scaler": self._scaler.state_dict(), "random": random_state(), "seconds": self.seconds}
+        return {**super().state_dict(), **own}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
+        super().load_state_dict(state_dict)
+        self._scaler.load_state_dict(state_dict["scaler"])
+        self._random = state_dict["random"]
+        self.seconds = state_dict["seconds"]
+
+    def _stream(self) -> DataLoader[list[Any]]:
+        cfg = self._cfg
+        dicts, mapper = self._task.train_data(cfg)
+        return build_stream(
+            dicts,
+            mapper,
+            batch=cfg.SOLVER.IMS_PER_BATCH,
+            seed=cfg.SEED,
+            start=self.start_iter,
+            group_by_shape=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+            workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+
+    def _hooks_for(self, model: nn.Module, evaluate: Callable[[nn.Module], dict[str, Any]]) -> list[HookBase]:
+        cfg, period = self._cfg, self._cfg.TEST.EVAL_PERIOD
+
+        def evaluate_kept() -> dict[str, Any]:
+            with random_state_kept():
+                self.last_results = evaluate(model)
+            return self.last_results
+
+        chosen: list[HookBase] = [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+            RecordSolves(model),
+            hooks.EvalHook(period, evaluate_kept),
+        ]
+        if comm.is_main_process():
+            chosen += [
+                BestCheckpointer(period, self.checkpointer, self._task.metric),
+                hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_to_keep=2),
+                hooks.PeriodicWriter(_writers(cfg), period=20),
+            ]
+        return [*chosen, StopOnSignal(self.checkpointer)]
+
+
+class RecordSolves(HookBase):
+    """Logs, for each iteration, the evaluations (NFE) of all flows, forward and backward, and their steps."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._stack = ExitStack()
+        self._record: SolveRecord | None = None
+        self._before = (0, 0, 0)
+
+    def before_train(self) -> None:
+        """Begin to record."""
+        self._record = self._stack.enter_context(record_solves(self._model, measure=False))
+
+    def after_step(self) -> None:
+        """Log what the iteration added."""
+        if self._record is None or not self._record.blocks:
+            return
+        total = self._record.total
+        now = (total.forward_evaluations, total.backward_evaluations, total.accepted)
+        names = ("nfe_forward", "nfe_backward", "solver_steps")
+        added = {name: float(b - a) for name, a, b in zip(names, self._before, now, strict=True)}
+        self._before = now
+        self.trainer.storage.put_scalars(**added)
+
+    def after_train(self) -> None:
+        """Stop recording."""
+        self._stack.close()
+
+
+class BestCheckpointer(hooks.BestCheckpointer):
+    """Detectron2's, which remembers the best score across a resume."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best score and its iteration."""
+        return {"best_metric": self.best_metric, "best_iter": self.best_iter}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
+        self.best_metric, self.best_iter = state_dict["best_metric"], state_dict["best_iter"]
+
+
+class StopOnSignal(HookBase):
+    """On Ctrl-C or a kill, ends the iteration, saves a checkpoint and raises `Interrupted`; a second one stops at once."""
+
+    def __init__(self, checkpointer: Checkpointer) -> None:
+        self._checkpointer = checkpointer
+        self._asked = False
+        self._before: dict[int, Any] = {}
+
+    def before_train(self) -> None:
+        """Take over the signals."""
+        try:
+            self._before = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:
+            self._before = {}  # Not the main thread: signals are somebody else's.
+
+    def after_step(self) -> None:
+        """Save and stop if asked."""
+        if self._asked and self.trainer.iter + 1 < self.trainer.max_iter:
+            self._checkpointer.save(f"model_{self.trainer.iter:07d}")
+            raise Interrupted(f"stopped after iteration {self.trainer.iter + 1} of {self.trainer.max_iter}; all is saved.")
+
+    def after_train(self) -> None:
+        """Give the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        print("\nstopping after this iteration (once more: at once, back to the last checkpoint)", flush=True)
+
+
+class ProgressWriter(EventWriter):
+    """One line now and then: iteration, losses, learning rate, evaluations, speed, time left."""
+
+    def __init__(self, max_iter: int, log: Callable[[str], None]) -> None:
+        self._max_iter, self._log = max_iter, log
+
+    def write(self) -> None:
+        """Log the line of the latest iteration."""
+        storage = get_event_storage()
+        done = storage.iter + 1
+        if storage.iter >= self._max_iter:
+            return
+        losses = {n: h.median(20) for n, h in storage.histories().items() if "loss" in n}
+        total = losses.pop("total_loss", None)
+        if total is None:
+            return
+        latest = storage.latest()
+        seconds = storage.history("time").median(20) if "time" in latest else None
+        parts = [f"{done:>6}/{self._max_iter}", f"loss {total:.3f}"]
+        parts += ["(" + ", ".join(f"{n.replace('loss_', '')} {v:.3f}" for n, v in losses.items()) + ")"] if losses else []
+        parts += [f"lr {latest['lr'][0]:.2g}"] if "lr" in latest else []
+        if "nfe_forward" in latest:
+            nfe = (latest["nfe_forward"][0], latest["nfe_backward"][0], latest["solver_steps"][0])
+            parts.append("NFE {:.0f}+{:.0f} in {:.0f} steps".format(*nfe))
+        if seconds is not None:
+            left = int((self._max_iter - done) * seconds)
+            parts.append(f"{seconds:.2f} s/it  {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left")
+        self._log("  ".join(parts))
+
+
+def autocast(cfg: CfgNode) -> torch.autocast:
+    """bfloat16 on the CPU, float16 on a GPU, if ``SOLVER.AMP.ENABLED``."""
+    device = torch.device(cfg.MODEL.DEVICE).type
+    dtype = torch.float16 if device == "cuda" else torch.bfloat16
+    return torch.autocast(device, dtype=dtype, enabled=cfg.SOLVER.AMP.ENABLED)
+
+
+def _writers(cfg: CfgNode) -> list[EventWriter]:
+    folder = Path(cfg.OUTPUT_DIR)
+    log = logging.getLogger("ode_detect.engine")
+    return [
+        ProgressWriter(cfg.SOLVER.MAX_ITER, log.info),
+        JSONWriter(str(folder / "metrics.json")),
+        TensorboardXWriter(str(folder)),
+    ]
+
+
+def _no_data() -> list[Any]:
+    """Stands for the loader until `Trainer.train` knows at which iteration it begins."""
+    return []

@@ -1,0 +1,430 @@
+"""Pictures with boxes: what a detector found, what it invented, what it missed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.text import Text
+from matplotlib.transforms import IdentityTransform
+from numpy.typing import ArrayLike, NDArray
+
+Outcome = Literal["hit", "false", "ignored"]
+# Apart for colour-blind readers, and apart from vegetation, soil and snow.
+HIT, FALSE, MISSED, TRUTH = "#19D3FF", "#FF2E9A", "#FFE600", "#FFFFFF"
+_INK, _PAPER = "#222222", "#FFFFFF"
+_DPI = 100
+_CROWDED = 25  # boxes in a picture above which labels hide more than they tell
+
+
+class PictureError(ValueError):
+    """A picture or boxes of the wrong shape."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """Which predictions hit, and which objects were found.
+
+    Attributes:
+        outcomes: For each prediction: ``"hit"``, ``"false"``, or ``"ignored"`` (it fell on a crowd box).
+        partners: For each prediction the index of its object, or -1, shape (N,).
+        found: For each object whether a prediction hit it, shape (M,); False for crowd boxes.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    partners: NDArray[np.int64]
+    found: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture with its predictions and its ground truth.
+
+    Attributes:
+        image: RGB in 0..255, uint8, shape (H, W, 3).
+        boxes: Predicted boxes, corners ``x0, y0, x1, y1`` in pixels, shape (N, 4).
+        scores: Their scores in [0, 1], shape (N,).
+        truth: True boxes in the same form, shape (M, 4).
+        labels: Class of each prediction, N long; empty if there is only one class.
+        truth_labels: Class of each true box, M long; empty if there is only one class.
+        crowd: Which true boxes are to be ignored, M long; empty if none.
+        name: Caption.
+
+    Raises:
+        PictureError: An array has the wrong shape or type.
+    """
+
+    image: NDArray[np.uint8]
+    boxes: ArrayLike
+    scores: ArrayLike
+    truth: ArrayLike
+    labels: Sequence[str] = ()
+    truth_labels: Sequence[str] = ()
+    crowd: Sequence[bool] = ()
+    name: str = ""
+    match: Match = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check the shapes and match predictions with ground truth."""
+        _check_image(self.image)
+        object.__setattr__(self, "boxes", _as_boxes(self.boxes, "boxes"))
+        object.__setattr__(self, "truth", _as_boxes(self.truth, "truth"))
+        object.__setattr__(self, "scores", np.asarray(self.scores, dtype=np.float64))
+        match = match_boxes(self.boxes, self.scores, self.truth, self.labels, self.truth_labels, self.crowd)
+        object.__setattr__(self, "match", match)
+
+    def counts(self) -> dict[str, int]:
+        """Count the objects ``found`` and ``missed`` and the ``false`` detections; crowd boxes are left out."""
+        found = int(self.match.found.sum())
+        objects = len(self.match.found) - sum(map(bool, self.crowd))
+        return {"found": found, "missed": objects - found, "false": self.match.outcomes.count("false")}
+
+
+def match_boxes(
+    boxes: ArrayLike,
+    scores: ArrayLike,
+    truth: ArrayLike,
+    labels: Sequence[str] = (),
+    truth_labels: Sequence[str] = (),
+    crowd: Sequence[bool] = (),
+    *,
+    iou: float = 0.5,
+) -> Match:
+    """Match predictions with true boxes, greedily, as COCO evaluation does.
+
+    In the order of their scores, each prediction takes the true box of its class that it overlaps most, among those
+    that are still free, if the overlap reaches ``iou``. One that takes none but falls on a crowd box is ignored; for a
+    crowd box the overlap is the share of the prediction that it covers, and it may be taken many times.
+
+    Args:
+        boxes: Predicted boxes, corners in pixels, shape (N, 4).
+        scores: Shape (N,).
+        truth: True boxes, shape (M, 4).
+        labels: Class of each prediction, or empty.
+        truth_labels: Class of each true box, or empty.
+        crowd: Which true boxes are crowd boxes, or empty.
+        iou: Least overlap (intersection over union) of a hit.
+
+    Raises:
+        PictureError: The lengths do not fit together.
+    """
+    boxes, truth = _as_boxes(boxes, "boxes"), _as_boxes(truth, "truth")
+    scores = np.asarray(scores, dtype=np.float64)
+    for what, length, wanted in (
+        ("scores", scores.size, len(boxes)),
+        ("labels", len(labels) or len(boxes), len(boxes)),
+        ("truth_labels", len(truth_labels) or len(truth), len(truth)),
+        ("crowd", len(crowd) or len(truth), len(truth)),
+    ):
+        if length != wanted:
+            raise PictureError(f"{what} must have one value per box, {wanted}; there are {length}. Give all or none.")
+    if len(boxes) and len(truth) and bool(labels) != bool(truth_labels):
+        raise PictureError(
+            "labels and truth_labels must be given together; one of them is empty. Give both or neither."
+        )
+    ignore = np.array(crowd, dtype=bool) if len(crowd) else np.zeros(len(truth), dtype=bool)
+    overlap = _overlap(boxes, truth, ignore)
+    if labels and truth_labels:
+        overlap[np.array(labels)[:, None] != np.array(truth_labels)[None, :]] = -1.0
+    outcomes: list[Outcome] = ["false"] * len(boxes)
+    partners = np.full(len(boxes), -1, dtype=np.int64)
+    found = np.zeros(len(truth), dtype=bool)
+    for i in np.argsort(-scores, kind="stable"):
+        for outcome, free in (("hit", ~ignore & ~found), ("ignored", ignore)):
+            candidates = np.where(free, overlap[i], -1.0)
+            # COCO lets the later of two equal overlaps win.
+            best = len(truth) - 1 - int(np.argmax(candidates[::-1])) if len(truth) else -1
+            if best >= 0 and candidates[best] >= iou:
+                outcomes[i], partners[i] = ("hit" if outcome == "hit" else "ignored"), best
+                found[best] = outcome == "hit"
+                break
+    return Match(tuple(outcomes), partners, found)
+
+
+def draw_boxes(
+    image: NDArray[np.uint8],
+    boxes: ArrayLike,
+    labels: Sequence[str] = (),
+    scores: ArrayLike | None = None,
+    *,
+    color: str | Sequence[str] = HIT,
+    scale: int = 1,
+    width: float = 2.0,
+    text: bool | None = None,
+) -> NDArray[np.uint8]:
+    """Draw boxes with their labels and scores.
+
+    Args:
+        image: RGB in 0..255, uint8, shape (H, W, 3).
+        boxes: Corners ``x0, y0, x1, y1`` in pixels, shape (N, 4).
+        labels: Class of each box, or empty.
+        scores: Shape (N,), or None.
+        color: One colour, or one per box, in any form that matplotlib knows.
+        scale: Whole number by which the picture is enlarged first; lines and text are not.
+        width: Line width in pixels.
+        text: Whether labels and scores are written; None writes them while there are at most 25 boxes.
+
+    Returns:
+        A new picture, RGB, uint8, shape (H * scale, W * scale, 3).
+
+    Raises:
+        PictureError: An array has the wrong shape or type.
+    """
+    _check_image(image)
+    boxes = _as_boxes(boxes, "boxes")
+    values = np.full(len(boxes), np.nan) if scores is None else np.asarray(scores, dtype=np.float64)
+    for what, length in (("labels", len(labels) or len(boxes)), ("scores", values.size)):
+        if length != len(boxes):
+            raise PictureError(
+                f"{what} must have one value per box, {len(boxes)}; there are {length}. Give all or none."
+            )
+    colors = [color] * len(boxes) if isinstance(color, str) else list(color)
+    if len(colors) != len(boxes):
+        raise PictureError(f"color must be one or one per box, {len(boxes)}; there are {len(colors)}. Give one.")
+    canvas = _Canvas(image.shape[1] * scale, image.shape[0] * scale)
+    canvas.image(_enlarge(image, scale), 0, 0)
+    written = len(boxes) <= _CROWDED if text is None else text
+    for i, box in enumerate(boxes):
+        canvas.box(box * scale, colors[i], width)
+    for i, box in enumerate(boxes if written else []):
+        label = " ".join(
+            ([labels[i]] if len(labels) else []) + ([f"{values[i]:.2f}"] if np.isfinite(values[i]) else [])
+        )
+        canvas.label(box * scale, label, colors[i])
+    return canvas.pixels()
+
+
+def detection_sheet(
+    pictures: Sequence[Picture], path: str | Path, *, title: str = "", columns: int = 3, scale: int | None = None
+) -> dict[str, int]:
+    """Write a sheet of pictures that shows hits, false detections and missed objects.
+
+    Args:
+        pictures: Row by row.
+        path: File to write; its suffix says the format (png, jpg, webp).
+        title: Put before the counts.
+        columns: Pictures in a row.
+        scale: Whole number by which the pictures are enlarged; None takes the least that makes them 640 pixels wide.
+
+    Returns:
+        Objects ``found`` and ``missed`` and ``false`` detections in all pictures.
+
+    Raises:
+        PictureError: There is no picture, or the file cannot be written in this format.
+    """
+    if not pictures:
+        raise PictureError("a sheet needs at least one picture; there is none. Give some.")
+    cell_w, cell_h = (max(p.image.shape[axis] for p in pictures) for axis in (1, 0))
+    scale = max(-(-640 // cell_w), 1) if scale is None else scale
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    gap, caption = 16, 34
+    width = columns * (cell_w * scale + gap) + gap
+    totals = {key: sum(p.counts()[key] for p in pictures) for key in ("found", "missed", "false")}
+    head = _header(_Canvas(width, 1), title, totals, gap)
+    canvas = _Canvas(width, head + rows * (cell_h * scale + caption + gap))
+    _header(canvas, title, totals, gap)
+    crowded = max(len(p.match.outcomes) for p in pictures) > _CROWDED
+    for index, picture in enumerate(pictures):
+        x = gap + index % columns * (cell_w * scale + gap)
+        y = head + index // columns * (cell_h * scale + caption + gap) + caption
+        _caption(canvas, picture, x, y - 10)
+        _draw(canvas, picture, x, y, scale, scores_of_hits=not crowded)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        written = cv2.imwrite(str(path), cv2.cvtColor(canvas.pixels(), cv2.COLOR_RGB2BGR))
+    except cv2.error:
+        written = False
+    if not written:
+        raise PictureError(
+            f"a sheet is written as png, jpg or webp; {path} could not be. Check the suffix and the folder."
+        )
+    return totals
+
+
+def _draw(canvas: _Canvas, picture: Picture, x: int, y: int, scale: int, *, scores_of_hits: bool) -> None:
+    """Draw one picture: the truth of the hits thin below them, then hits, false detections, and what was missed."""
+    match, offset = picture.match, np.array([x, y, x, y])
+    boxes, truth = _as_boxes(picture.boxes, "boxes") * scale, _as_boxes(picture.truth, "truth") * scale
+    clip = (x, y, picture.image.shape[1] * scale, picture.image.shape[0] * scale)
+    canvas.image(_enlarge(picture.image, scale), x, y)
+    crowd = np.array(picture.crowd, dtype=bool) if len(picture.crowd) else np.zeros(len(truth), dtype=bool)
+    for box in truth[match.found]:
+        canvas.box(box + offset, TRUTH, 1.2, clip=clip, alpha=0.7, halo=False)
+    for outcome, color in (("hit", HIT), ("false", FALSE)):
+        for box in boxes[[o == outcome for o in match.outcomes]]:
+            canvas.box(box + offset, color, 2.6, clip=clip)
+    for box in truth[~match.found & ~crowd]:
+        canvas.box(box + offset, MISSED, 2.6, clip=clip, dashed=True)
+    scores = np.asarray(picture.scores, dtype=np.float64)
+    for i, outcome in enumerate(match.outcomes):
+        if outcome == "false" or (outcome == "hit" and scores_of_hits):
+            label = " ".join([*picture.labels[i : i + 1], f"{scores[i]:.2f}"])
+            canvas.label(boxes[i] + offset, label, HIT if outcome == "hit" else FALSE, clip=clip)
+
+
+def _header(canvas: _Canvas, title: str, totals: dict[str, int], margin: int) -> int:
+    """Write title and legend, in as many lines as the width asks for; returns the height used in pixels."""
+    objects = totals["found"] + totals["missed"]
+    counts = f"{totals['found']} of {objects} found, {totals['missed']} missed, {totals['false']} false"
+    line = f"{title}: {counts}" if title else counts
+    room = canvas.width - 2 * margin
+    canvas.text(margin, 42, line, min(26.0, 25 * room / canvas.measure(line, 26, bold=True)), bold=True)
+    entries = (
+        (HIT, False, "hit (IoU at least 0.5)"),
+        (TRUTH, False, "its ground truth"),
+        (FALSE, False, "false detection, with score"),
+        (MISSED, True, "missed ground truth"),
+    )
+    x, y = margin, 66
+    for color, dashed, label in entries:
+        length = 54 + round(canvas.measure(label, 18))
+        if x > margin and x + length > canvas.width - margin:
+            x, y = margin, y + 34
+        canvas.patch(x, y, 44, 26)
+        swatch = np.array([x + 9.0, y + 5.0, x + 35.0, y + 21.0])
+        canvas.box(swatch, color, 1.2 if color == TRUTH else 2.6, dashed=dashed, halo=False)
+        canvas.text(x + 54, y + 20, label, 18)
+        x += length + 32
+    return y + 38
+
+
+def _caption(canvas: _Canvas, picture: Picture, x: int, y: int) -> None:
+    counts = picture.counts()
+    name = f"{picture.name}   " if picture.name else ""
+    canvas.text(x, y, f"{name}{counts['found']} found, {counts['missed']} missed, {counts['false']} false", 17)
+
+
+class _Canvas:
+    """A picture to draw on in pixels, origin at the upper left, with matplotlib's anti-aliased lines and fonts."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self.width, self.height = width, height
+        # A hair more than the pixels: 57 / 100 * 100 is less than 57 in floats, and would cut the last column.
+        size = ((width + 0.01) / _DPI, (height + 0.01) / _DPI)
+        self.figure = Figure(figsize=size, dpi=_DPI, facecolor=_PAPER)
+        self.agg = FigureCanvasAgg(self.figure)
+
+    def image(self, pixels: NDArray[np.uint8], x: int, y: int) -> None:
+        """Put a picture at its own resolution."""
+        self.figure.figimage(pixels, x, self.height - y - pixels.shape[0], origin="upper")
+
+    def box(
+        self,
+        box: NDArray[np.float64],
+        color: str,
+        width: float,
+        *,
+        dashed: bool = False,
+        alpha: float = 1.0,
+        halo: bool = True,
+        clip: tuple[int, int, int, int] | None = None,
+    ) -> None:
+        x0, y0, x1, y1 = (float(v) for v in box)
+        points = 72 / _DPI
+        patch = self._rectangle(x0, y0, x1 - x0, y1 - y0)
+        patch.set(fill=False, edgecolor=color, linewidth=width * points, alpha=alpha, joinstyle="round")
+        if dashed:
+            patch.set_linestyle((0, (3.2, 1.6)))
+        if halo:
+            dark = self._rectangle(x0, y0, x1 - x0, y1 - y0)
+            dark.set(fill=False, edgecolor=(0, 0, 0, 0.45), linewidth=(width + 1.4) * points, joinstyle="round")
+            self._add(dark, clip)
+        self._add(patch, clip)
+
+    def patch(self, x: float, y: float, width: float, height: float) -> None:
+        """Fill a rectangle with a dark green, the ground of the legend's boxes."""
+        patch = self._rectangle(x, y, width, height)
+        patch.set(facecolor="#3F4A3C", edgecolor="none")
+        self.figure.add_artist(patch)
+
+    def text(self, x: float, y: float, text: str, size: float, *, bold: bool = False) -> Text:
+        """Write with the base line at ``y``; ``size`` in pixels."""
+        return self.figure.text(
+            x,
+            self.height - y,
+            text,
+            transform=IdentityTransform(),
+            fontsize=size * 72 / _DPI,
+            fontweight="bold" if bold else "normal",
+            color=_INK,
+            parse_math=False,
+        )
+
+    def measure(self, text: str, size: float, *, bold: bool = False) -> float:
+        """Return the width in pixels that a text would take."""
+        artist = self.text(0, 0, text, size, bold=bold)
+        width = float(artist.get_window_extent(self.agg.get_renderer()).width)
+        artist.remove()
+        return width
+
+    def label(
+        self, box: NDArray[np.float64], text: str, color: str, *, clip: tuple[int, int, int, int] | None = None
+    ) -> None:
+        """Write a small label on a tag of the box's colour above its upper edge, inside the picture."""
+        if not text:
+            return
+        left, top, wide, _ = clip or (0, 0, self.width, self.height)
+        length = self.measure(text, 12) + 6
+        x = max(min(float(box[0]) - 1, left + wide - length), left)
+        y = max(float(box[1]), top + 15)
+        self.text(x + 3, y - 4, text, 12).set_zorder(4)
+        tag = self._rectangle(x, y - 15, length, 15)
+        tag.set(facecolor=color, edgecolor="none", zorder=3)
+        self._add(tag, clip)
+
+    def pixels(self) -> NDArray[np.uint8]:
+        """Render; RGB, uint8, shape (height, width, 3)."""
+        self.agg.draw()
+        return np.ascontiguousarray(np.asarray(self.agg.buffer_rgba())[:, :, :3])
+
+    def _add(self, patch: Rectangle, clip: tuple[int, int, int, int] | None) -> None:
+        self.figure.add_artist(patch)
+        if clip:
+            patch.set_clip_path(self._rectangle(*clip))
+
+    def _rectangle(self, x: float, y: float, width: float, height: float) -> Rectangle:
+        return Rectangle((x, self.height - y - height), width, height, transform=IdentityTransform())
+
+
+def _overlap(boxes: NDArray[np.float64], truth: NDArray[np.float64], crowd: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Intersection over union, shape (N, M); for crowd boxes intersection over the area of the prediction."""
+    first = np.maximum(boxes[:, None, :2], truth[None, :, :2])
+    last = np.minimum(boxes[:, None, 2:], truth[None, :, 2:])
+    shared = np.maximum(last - first, 0).prod(axis=2)
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)[:, None]
+    union = area + (truth[:, 2:] - truth[:, :2]).prod(axis=1)[None, :] - shared
+    whole = np.where(crowd[None, :], area, union)
+    return np.divide(shared, whole, out=np.zeros(shared.shape), where=whole > 0)
+
+
+def _enlarge(image: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
+    if scale == 1:
+        return image
+    large = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+    return np.asarray(large, dtype=np.uint8)
+
+
+def _as_boxes(boxes: ArrayLike, what: str) -> NDArray[np.float64]:
+    array = np.asarray(boxes, dtype=np.float64)
+    array = array.reshape(0, 4) if array.size == 0 else array
+    if array.ndim != 2 or array.shape[1] != 4 or not np.isfinite(array).all():
+        raise PictureError(
+            f"{what} must be finite corners of shape (N, 4); the shape is {array.shape}. Give x0, y0, x1, y1."
+        )
+    return array
+
+
+def _check_image(image: NDArray[np.uint8]) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise PictureError(
+            f"a picture must be RGB, uint8, of shape (H, W, 3); this one is {image.dtype}, {image.shape}. Convert it."
+        )

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import matplotlib as mpl
+import numpy as np
+import pytest
+
+from ode_detect.report.plots import MetricsError, plot_losses, plot_metric, read_metrics, series, smooth
+
+RECORDS: list[dict[str, Any]] = [
+    {"iteration": i, "total_loss": 2.0 / (i + 1), "loss_cls": 1.0 / (i + 1), "loss_box_reg": 1.0 / (i + 1), "lr": 0.01}
+    for i in range(0, 200, 10)
+]
+EVALUATIONS: list[dict[str, Any]] = [{"iteration": i, "bbox/AP": i / 10, "bbox/AP50": i / 5} for i in (50, 100)]
+
+
+def _write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_reads_one_object_per_line(tmp_path: Path) -> None:
+    path = _write(tmp_path / "m.json", "\n".join(map(json.dumps, RECORDS)) + "\n\n")
+    assert read_metrics(path) == RECORDS
+
+
+def test_a_cut_last_line_is_left_out(tmp_path: Path) -> None:
+    path = _write(tmp_path / "m.json", '{"iteration": 1, "lr": 0.1}\n{"iteration": 2, "l')
+    assert read_metrics(path) == [{"iteration": 1, "lr": 0.1}]
+
+
+def test_a_run_resumed_behind_a_cut_line_is_read(tmp_path: Path) -> None:
+    path = _write(tmp_path / "m.json", '{"iteration": 1, "l{"iteration": 1, "lr": 0.5}\n{"iteration": 2, "lr": 0.1}\n')
+    assert [m["lr"] for m in read_metrics(path)] == [0.5, 0.1]
+
+
+def test_a_broken_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
+    path = _write(tmp_path / "m.json", '{"iteration": 1}\nnonsense\n{"iteration": 2}\n')
+    with pytest.raises(MetricsError, match="line 2 is 'nonsense'"):
+        read_metrics(path)
+    with pytest.raises(MetricsError, match="Check the path"):
+        read_metrics(tmp_path / "none.json")
+
+
+def test_nan_is_read(tmp_path: Path) -> None:
+    path = _write(tmp_path / "m.json", '{"iteration": 1, "total_loss": NaN}\n')
+    assert np.isnan(series(read_metrics(path), "total_loss")[1]).all()
+
+
+def test_the_last_record_of_an_iteration_counts() -> None:
+    metrics = [{"iteration": i, "x": v} for i, v in ((1, 1.0), (3, 3.0), (2, 2.0), (3, 30.0))]
+    iterations, values = series([*metrics, {"iteration": 3, "y": 1.0}, {"x": 9.0}], "x")
+    assert iterations.tolist() == [1, 2, 3]
+    assert values.tolist() == [1.0, 2.0, 30.0]
+
+
+def test_smooth_is_the_mean_of_the_window() -> None:
+    values = np.array([1.0, 2.0, 6.0, np.nan, 4.0, np.inf])
+    expected = [np.mean([v for v in values[max(i - 1, 0) : i + 2] if np.isfinite(v)]) for i in range(len(values))]
+    assert smooth(values, 3) == pytest.approx(expected)
+    assert smooth(np.array([1.0, 2.0]), 1).tolist() == [1.0, 2.0]
+    assert smooth(np.array([1.0, 5.0]), 7).tolist() == [3.0, 3.0]
+    assert np.isnan(smooth(np.full(3, np.nan), 3)).all()
+
+
+def _picture(path: Path) -> np.ndarray:
+    picture = cv2.imread(str(path))
+    assert picture is not None
+    return picture
+
+
+def test_losses_are_plotted_with_nan_spikes_and_one_record(tmp_path: Path) -> None:
+    spoilt = [*RECORDS, {"iteration": 201, "total_loss": float("nan"), "loss_cls": float("inf"), "loss_box_reg": 1e9}]
+    for name, metrics in {
+        "all": RECORDS,
+        "spoilt": spoilt,
+        "one": RECORDS[:1],
+        "parts": [{"iteration": 1, "loss_a": 1}],
+    }.items():
+        plot_losses(metrics, tmp_path / "new" / f"{name}.png")
+        picture = _picture(tmp_path / "new" / f"{name}.png")
+        assert picture.std() > 5  # something is drawn
+    only_nan = [{"iteration": 1, "total_loss": float("nan")}]
+    plot_losses(only_nan, tmp_path / "nan.png")
+
+
+def test_metrics_are_plotted(tmp_path: Path) -> None:
+    plot_metric([*RECORDS, *EVALUATIONS], ["bbox/AP", "bbox/AP50", "bbox/AP75"], tmp_path / "ap.png")
+    assert _picture(tmp_path / "ap.png").shape[1] > 600
+
+
+def test_nothing_to_plot_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(MetricsError, match="there is none"):
+        plot_losses(EVALUATIONS, tmp_path / "a.png")
+    with pytest.raises(MetricsError, match="there are bbox/AP, bbox/AP50"):
+        plot_metric(EVALUATIONS, ["segm/AP"], tmp_path / "a.png")
+    with pytest.raises(MetricsError, match="no evaluations"):
+        plot_metric(RECORDS, ["bbox/AP"], tmp_path / "a.png")
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_matplotlibs_global_state_is_not_touched(tmp_path: Path) -> None:
+    before = dict(mpl.rcParams)
+    plot_losses(RECORDS, tmp_path / "a.png")
+    assert dict(mpl.rcParams) == before
+
+
+def test_report_imports_neither_pyplot_nor_torch_nor_the_rest_of_us() -> None:
+    code = (
+        "import sys; import ode_detect.report.plots, ode_detect.report.pictures, ode_detect.report.readme;"
+        "ours = {m.split('.')[1] for m in sys.modules if m.startswith('ode_detect.')};"
+        "print(sorted(({'torch', 'detectron2', 'matplotlib.pyplot'} & set(sys.modules)) | (ours - {'report'})))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

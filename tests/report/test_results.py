@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ode_detect.report.results import Results, ResultsError, Row, commit, machine, merge, to_markdown, to_text
+
+
+def _row(name: str = "ode", role: str = "ode", seed: int = 0, **changes: Any) -> Row:
+    values: dict[str, Any] = {
+        "config": "configs/a.yaml",
+        "metrics": {"AP": 0.25, "AP50": 0.5},
+        "cost": {"parameters": 208266, "evaluations": 22, "latency_ms": 12.345},
+    }
+    return Row(name=name, role=role, seed=seed, **{**values, **changes})
+
+
+def _results(*rows: Row, **changes: Any) -> Results:
+    values: dict[str, Any] = {
+        "what": "trees, ODE against twin",
+        "command": "python tools/compare.py trees",
+        "commit": "0123456789ab",
+        "date": "2026-01-02",
+        "machine": {"cpu": "a cpu", "cores": 2},
+        "protocol": "test 9 tiles",
+    }
+    return Results(**{**values, **changes}, rows=rows or (_row(),))
+
+
+def test_writing_and_reading_gives_the_same(tmp_path: Path) -> None:
+    results = _results(_row(), _row("twin", "twin", metrics={"AP": np.float32(0.5), "RMSE": 3.5}, cost={}))
+    path = tmp_path / "new" / "results.json"
+    results.write(path)
+    assert Results.read(path) == results
+    assert Results.read(path.parent) == results
+    assert [p.name for p in path.parent.iterdir()] == ["results.json"]
+
+
+def test_the_file_has_the_agreed_shape(tmp_path: Path) -> None:
+    _results().write(tmp_path / "r.json")
+    value = json.loads((tmp_path / "r.json").read_text())
+    assert list(value) == ["what", "command", "commit", "date", "machine", "protocol", "rows"]
+    assert list(value["rows"][0]) == ["name", "role", "seed", "config", "metrics", "cost"]
+    assert value["rows"][0]["cost"]["parameters"] == 208266
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    _results().write(path)
+    before = path.read_text()
+    broken = _results(machine={"cpu": {1, 2}})  # a set is no JSON
+    with pytest.raises(TypeError):
+        broken.write(path)
+    assert path.read_text() == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"role": "twinn"}, "did you mean twin"),
+        ({"metrics": {"AP": 25.0}}, "Divide percent by 100"),
+        ({"metrics": {"AP-tree": 1.5}}, "fraction in"),
+        ({"metrics": {"f1": -0.1}}, "fraction in"),
+        ({"metrics": {"AP": float("nan")}}, "finite"),
+        ({"metrics": {"AP": True}}, "finite"),
+        ({"metrics": {"ap50": 0.5}}, "did you mean AP50"),
+        ({"metrics": {"RMSE": float("inf")}}, "finite"),
+        ({"cost": {"latency_ms": -1.0}}, "0 or more"),
+        ({"seed": "0"}, "must be int"),
+        ({"seed": True}, "must be int"),
+        ({"config": None}, "must be str"),
+        ({"name": ""}, "empty"),
+    ],
+)
+def test_a_wrong_row_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ResultsError, match=message):
+        _row(**changes)
+
+
+def test_metrics_that_are_no_fractions_may_exceed_one() -> None:
+    assert _row(metrics={"RMSE": 3.5, "AbsRel": 1.2}).metrics["RMSE"] == 3.5
+
+
+def test_a_network_and_seed_may_occur_once() -> None:
+    with pytest.raises(ResultsError, match="seed 0 occurs twice"):
+        _results(_row(), _row())
+    with pytest.raises(ResultsError, match="at least one row"):
+        dataclasses.replace(_results(), rows=())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"protocol"', '"protocl"', "did you mean protocol"),
+        ('"seed"', '"sed"', "did you mean seed"),
+        ('"role": "ode",', "", "role is missing"),
+        ('"AP": 0.25', '"AP": NaN', "finite"),
+        ("}", "", "must be JSON"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_its_name(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = tmp_path / "r.json"
+    _results().write(path)
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(ResultsError, match=message) as error:
+        Results.read(path)
+    assert "r.json" in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '{"rows": 3}'])
+def test_json_of_another_shape_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "r.json").write_text(text)
+    with pytest.raises(ResultsError):
+        Results.read(tmp_path / "r.json")
+    with pytest.raises(ResultsError, match="Check the path"):
+        Results.read(tmp_path / "none.json")
+
+
+def test_merge_joins_rows_and_keeps_every_origin(tmp_path: Path) -> None:
+    _results(_row(seed=0), date="2026-01-02").write(tmp_path / "a" / "results.json")
+    other = _results(_row(seed=1), date="2026-01-03", commit="fedcba", machine={"cpu": "b cpu", "cores": 2})
+    other.write(tmp_path / "b" / "results.json")
+    merged = merge([tmp_path / "a", tmp_path / "b" / "results.json"])
+    assert [row.seed for row in merged.rows] == [0, 1]
+    assert merged.commit == "0123456789ab, fedcba"
+    assert merged.machine == {"cpu": "a cpu; b cpu", "cores": 2}
+    assert merged.date == "2026-01-03"
+    assert merged.command == "python tools/compare.py trees"
+
+
+def test_merge_refuses_what_cannot_be_compared(tmp_path: Path) -> None:
+    _results(_row(seed=0)).write(tmp_path / "a.json")
+    _results(_row(seed=1), protocol="another").write(tmp_path / "b.json")
+    with pytest.raises(ResultsError, match="one protocol"):
+        merge([tmp_path / "a.json", tmp_path / "b.json"])
+    with pytest.raises(ResultsError, match="occurs twice"):
+        merge([tmp_path / "a.json", tmp_path / "a.json"])
+    with pytest.raises(ResultsError, match="something to merge"):
+        merge([])
+
+
+def _cells(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
+
+
+def test_markdown_shows_mean_and_spread_over_seeds() -> None:
+    rows = [_row(seed=i, metrics={"AP": ap}) for i, ap in enumerate((0.2, 0.3, 0.4))]
+    table = to_markdown(_results(*rows, _row("twin | x", "twin", metrics={"AP": 0.5, "RMSE": 1.0}, cost={})))
+    cells = _cells(table.replace("\\|", "/"))
+    assert cells[0][:5] == ["network", "role", "seeds", "AP (%)", "RMSE"]
+    assert cells[2][:5] == ["ode", "ODE", "3", "30.0 ± 10.0", ""]
+    assert cells[3][:5] == ["twin / x", "twin", "1", "50.0", "1.000"]
+    assert len({len(line) for line in cells}) == 1
+    assert "twin \\| x" in table
+    assert "mean ± standard deviation" in table
+
+
+def test_one_seed_has_no_spread_and_no_column_of_seeds() -> None:
+    table = to_markdown(_results())
+    assert "±" not in table
+    assert _cells(table)[0] == [
+        "network",
+        "role",
+        "AP (%)",
+        "AP50 (%)",
+        "parameters (M)",
+        "evaluations",
+        "latency (ms)",
+    ]
+    assert _cells(table)[2] == ["ode", "ODE", "25.0", "50.0", "0.208", "22", "12.3"]
+
+
+def test_large_and_small_costs_stay_legible() -> None:
+    row = _row(cost={"parameters": 44_500_000, "macs": 7.8e9, "train_memory_mib": 12345.6, "train_minutes": 0.0123})
+    assert _cells(to_markdown(_results(row)))[2][4:] == ["44.5", "7.80", "12,346", "0.0123"]
+
+
+def test_a_table_says_how_it_was_made_and_what_is_missing() -> None:
+    for table in (to_markdown(_results()), to_text(_results())):
+        for part in ("test 9 tiles", "python tools/compare.py trees", "0123456789ab", "2 cores", "2026-01-02"):
+            assert part in table
+        assert "Not measured here: the twin and the ablation." in table
+    full = _results(_row(), _row("t", "twin"), _row("a", "ablation"))
+    assert "Not measured" not in to_markdown(full)
+    assert {line[1] for line in _cells(to_markdown(full))[2:]} == {"ODE", "twin", "ablation"}
+
+
+def test_text_is_aligned() -> None:
+    lines = to_text(_results(_row(), _row("a much longer name", "twin"))).splitlines()
+    assert lines[0] == "trees, ODE against twin"
+    assert len({len(line) for line in lines[2:6]}) == 1
+
+
+def test_machine_says_what_it_is() -> None:
+    described = machine()
+    assert described["cpu"]
+    assert described["cores"] >= 1
+    json.dumps(described)
+
+
+def _git(folder: Path, *arguments: str) -> None:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false", "-c", "core.hooksPath=none"]
+    subprocess.run(["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True)
+
+
+def test_commit_tells_a_changed_work_tree(tmp_path: Path) -> None:
+    assert commit(tmp_path) == "unknown"
+    _git(tmp_path, "init")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "code.py").write_text("1")
+    (tmp_path / "results" / "r.json").write_text("1")
+    _git(tmp_path, "add", ".")
+    _git(tmp_path, "commit", "-m", "first")
+    clean = commit(tmp_path)
+    assert len(clean) == 12
+    (tmp_path / "results" / "r.json").write_text("2")
+    assert commit(tmp_path) == clean
+    assert commit(tmp_path / "results") == clean
+    (tmp_path / "code.py").write_text("2")
+    assert commit(tmp_path) == f"{clean}-dirty"
+
+
+def test_commit_without_git_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert commit(tmp_path) == "unknown"
