@@ -4,7 +4,7 @@
 Examples:
     python tools/train_net.py --config-file configs/quickstart.yaml
     python tools/train_net.py --config-file configs/quickstart.yaml --resume
-    python tools/train_net.py --config-file configs/quickstart.yaml --eval-only MODEL.WEIGHTS output/quickstart/model_final.pth
+    python tools/train_net.py --config-file configs/quickstart.yaml --eval-only MODEL.ODE.STEPS 8
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from ode_detect.engine.launch import run_tool
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line; flags may stand anywhere among KEY VALUE pairs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="a yaml file, such as configs/quickstart.yaml")
+    parser.add_argument(
+        "--config-file", required=True, metavar="FILE", help="a yaml file, such as configs/quickstart.yaml"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the run in OUTPUT_DIR, if there is one")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, or the run in OUTPUT_DIR")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys that win over the file")

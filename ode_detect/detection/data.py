@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import detectron2.data.datasets  # noqa: F401  registers COCO, LVIS, VOC, Cityscapes
 import numpy as np
-import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog, build_detection_test_loader
 from detectron2.data import transforms as T
@@ -19,7 +17,7 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import BoxMode
 from fvcore.transforms.transform import Transform
 
-from ode_detect.ode.names import check_name
+from ode_detect.ode.names import UnknownNameError, check_name
 
 
 class DatasetError(ValueError):
@@ -45,7 +43,8 @@ def register_datasets(cfg: CfgNode) -> None:
         if set(entry) != keys:
             raise DatasetError(
                 f"an entry of DATASETS.CUSTOM has the keys NAME, IMAGES and ANNOTATIONS, and this one has "
-                f"{', '.join(sorted(entry)) or 'none'}; write {{NAME: my_train, IMAGES: folder, ANNOTATIONS: file.json}}."
+                f"{', '.join(sorted(entry)) or 'none'}; "
+                "write {NAME: my_train, IMAGES: folder, ANNOTATIONS: file.json}."
             )
         _register(entry["NAME"], Path(entry["ANNOTATIONS"]), Path(entry["IMAGES"]))
 
@@ -61,14 +60,14 @@ def require_datasets(names: Sequence[str]) -> None:
         if name not in DatasetCatalog.list():
             try:
                 check_name(name, DatasetCatalog.list(), "data set")
-            except ValueError as error:
+            except UnknownNameError as error:
                 raise DatasetError(f"{error} One's own are added by DATASETS.CUSTOM.") from error
         missing += [f"  {name}: {path}" for path in _expected_files(name) if not Path(path).exists()]
     if missing:
         raise DatasetError(
             "data that the config asks for is not there. Expected:\n"
             + "\n".join(missing)
-            + f"\nData sets are looked for in {str(datasets_root())!r}; set DETECTRON2_DATASETS to keep them elsewhere. "
+            + f"\nData sets are looked for in {str(datasets_root())!r}; DETECTRON2_DATASETS names another place. "
             "datasets/README.md says how to get or make each of them (the tree crowns: "
             "python datasets/prepare_trees.py)."
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import importlib
+import logging
 import pickle
 import re
 from collections import Counter, OrderedDict
@@ -19,6 +20,10 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from ode_detect.backbones import discrete_names
+
+
+# Where numpy 1 keeps what numpy 2 keeps in numpy._core.
+_OLD = "numpy.core.multiarray"
 
 
 class CheckpointError(ValueError):
@@ -75,12 +80,15 @@ class Checkpointer(DetectionCheckpointer):
         save_dir: the run folder; "" saves nothing.
         allow_partial: accept weights that leave tensors new, or do not fit.
         checkpointables: what else is saved, with ``state_dict()`` and ``load_state_dict()``.
+
+    Attributes:
+        coverage: what the latest load filled.
     """
 
     def __init__(self, model: nn.Module, save_dir: str = "", *, allow_partial: bool = False, **checkpointables: Any):
         super().__init__(model, save_dir, **checkpointables)
         self.allow_partial = allow_partial
-        self.coverage: Coverage | None = None
+        self.coverage: Coverage
 
     def load_weights(self, path: str, *, whole: bool) -> Coverage | None:
         """Fill the model.
@@ -100,14 +108,11 @@ class Checkpointer(DetectionCheckpointer):
             return None
         if "://" not in path and not Path(path).is_file():
             raise CheckpointError(f"there is no checkpoint {path!r}; MODEL.WEIGHTS names a file, or '' for none.")
-        self.coverage = None
         self.load(path, checkpointables=[])
-        coverage = self.coverage
-        assert coverage is not None, "load() ends in _load_model, which sets it"
         if comm.is_main_process():
-            self.logger.info("%s:\n%s", path, coverage)
-        self._refuse_bad_fit(path, coverage, whole)
-        return coverage
+            logging.getLogger("ode_detect.engine").info("%s:\n%s", path, self.coverage)
+        self._refuse_bad_fit(path, self.coverage, whole)
+        return self.coverage
 
     def resume(self) -> int:
         """Go on from the last checkpoint in the run folder.
@@ -119,7 +124,7 @@ class Checkpointer(DetectionCheckpointer):
             return 0
         path = self.get_checkpoint_file()
         rest = self.load(path)
-        if self.coverage is not None and (self.coverage.missing or self.coverage.misfits):
+        if self.coverage.missing or self.coverage.misfits:
             raise CheckpointError(
                 f"{path} is of another network than the config builds, so the run cannot go on:\n{self.coverage}\n"
                 "Give the config that the run began with, or another OUTPUT_DIR."
@@ -130,11 +135,15 @@ class Checkpointer(DetectionCheckpointer):
         """Write ``name``.pth; a kill while writing leaves the file as it was before."""
         if not self.save_dir or not self.save_to_disk:
             return
-        data = {"model": self.model.state_dict(), **{k: v.state_dict() for k, v in self.checkpointables.items()}, **kwargs}
+        data = {
+            "model": self.model.state_dict(),
+            **{k: v.state_dict() for k, v in self.checkpointables.items()},
+            **kwargs,
+        }
         final = Path(self.save_dir) / f"{name}.pth"
         partial = final.with_suffix(".pth.partial")
         torch.save(data, partial)
-        os.replace(partial, final)
+        partial.replace(final)
         if name != "model_best":
             self.tag_last_checkpoint(final.name)
 
@@ -142,13 +151,13 @@ class Checkpointer(DetectionCheckpointer):
         """Say which checkpoint to resume from; a kill while writing leaves the earlier word."""
         partial = Path(self.save_dir) / "last_checkpoint.partial"
         partial.write_text(last_filename_basename)
-        os.replace(partial, Path(self.save_dir) / "last_checkpoint")
+        partial.replace(Path(self.save_dir) / "last_checkpoint")
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         try:
             if not filename.endswith(".pkl"):
                 return super()._load_file(filename)
-            with open(filename, "rb") as file:
+            with Path(filename).open("rb") as file:
                 return _from_zoo(_NumbersOnly(file, encoding="latin1").load())
         except (pickle.UnpicklingError, EOFError, RuntimeError, AttributeError, UnicodeDecodeError) as error:
             raise CheckpointError(
@@ -158,30 +167,31 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         state = {name: _as_tensor(value) for name, value in checkpoint["model"].items()}
-        state = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
         if any(re.match(r"(module\.)?layer\d\.", name) for name in state):
-            state = {_torchvision_name(name.removeprefix("module.")): value for name, value in state.items()}
+            state = {_torchvision_name(n.removeprefix("module.")): v for n, v in state.items() if not _is_counter(n)}
             checkpoint["matching_heuristics"] = True
         ours = self.model.state_dict()
+        caffe2 = checkpoint.get("__author__") == "Caffe2"
         discrete = discrete_names(list(ours))
         if checkpoint.pop("matching_heuristics", False):
             renamed = {discrete.get(name, name): value for name, value in ours.items()}
-            state = align_and_update_state_dicts(
-                renamed, state, c2_conversion=checkpoint.get("__author__", None) == "Caffe2"
-            )
+            state = align_and_update_state_dicts(renamed, state, c2_conversion=caffe2)
+            state |= _folded_statistics(state, renamed) if caffe2 else {}
         theirs = {name: flow for flow, name in discrete.items() if name not in ours}
         checkpoint["model"] = {theirs.get(name, name): value for name, value in state.items()}
         given = set(checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
         misfits = tuple(incompatible.incorrect_shapes)
         skipped = {name for name, *_ in misfits}
-        sizes = {name: value.numel() for name, value in ours.items() if not name.endswith("num_batches_tracked")}
+        sizes = {name: value.numel() for name, value in ours.items() if not _is_counter(name)}
         loaded = frozenset(name for name in sizes if name in given and name not in skipped)
         self.coverage = Coverage(sizes, loaded, tuple(incompatible.unexpected_keys), misfits)
         return None
 
     def _refuse_bad_fit(self, path: str, coverage: Coverage, whole: bool) -> None:
-        bottom = "backbone.bottom_up." if any(n.startswith("backbone.bottom_up.") for n in coverage.sizes) else "backbone."
+        bottom = (
+            "backbone.bottom_up." if any(n.startswith("backbone.bottom_up.") for n in coverage.sizes) else "backbone."
+        )
         whole = whole or any(not name.startswith("backbone.") and not _is_input(name) for name in coverage.loaded)
         missing = [n for n in coverage.missing if not _is_input(n) and (whole or n.startswith(bottom))]
         if self.allow_partial or not (missing or coverage.misfits):
@@ -204,7 +214,7 @@ class _NumbersOnly(pickle.Unpickler):
             ("numpy", "dtype"): np.dtype,
         }
         if name in ("_reconstruct", "scalar") and module.startswith(("numpy.core.", "numpy._core.")):
-            return getattr(np._core.multiarray, name) if hasattr(np, "_core") else getattr(np.core.multiarray, name)
+            return getattr(importlib.import_module("numpy._core.multiarray" if hasattr(np, "_core") else _OLD), name)
         if (module, name) not in allowed:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
         return allowed[module, name]
@@ -219,8 +229,19 @@ def _from_zoo(data: dict[str, Any]) -> dict[str, Any]:
     return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
 
 
+def _folded_statistics(state: dict[str, Tensor], model: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The statistics that Caffe2's files leave out, since they are folded into scale and shift: mean 0, variance 1."""
+    values = {"running_mean": 0.0, "running_var": 1.0 - 1e-5}
+    statistics = {}
+    for name, tensor in model.items():
+        layer, _, kind = name.rpartition(".")
+        if kind in values and name not in state and f"{layer}.weight" in state:
+            statistics[name] = torch.full_like(tensor, values[kind])
+    return statistics
+
+
 def _torchvision_name(name: str) -> str:
-    """torchvision's name of a ResNet tensor -> Detectron2's."""
+    """Detectron2's name of a ResNet tensor of torchvision."""
     if not name.startswith("layer"):
         name = f"stem.{name}"
     name = re.sub(r"^layer(\d)", lambda m: f"res{int(m[1]) + 1}", name)
@@ -232,6 +253,10 @@ def _as_tensor(value: Any) -> Tensor:
     return value if isinstance(value, Tensor) else torch.from_numpy(np.asarray(value))
 
 
+def _is_counter(name: str) -> bool:
+    return name.endswith("num_batches_tracked")
+
+
 def _part(name: str) -> str:
     words = name.split(".")
     return ".".join(words[:3] if words[:2] == ["backbone", "bottom_up"] else words[:2]) if len(words) > 1 else "input"
@@ -239,4 +264,3 @@ def _part(name: str) -> str:
 
 def _is_input(name: str) -> bool:
     return name in ("pixel_mean", "pixel_std")
-

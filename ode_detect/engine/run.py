@@ -271,7 +271,9 @@ def _check_frozen(cfg: CfgNode) -> None:
 
 
 def _protocol(cfg: CfgNode) -> str:
-    trained = f"trained on {', '.join(cfg.DATASETS.TRAIN)}: {cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH}"
+    trained = (
+        f"trained on {', '.join(cfg.DATASETS.TRAIN)}: {cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH}"
+    )
     start = f"from {cfg.MODEL.WEIGHTS}" if cfg.MODEL.WEIGHTS else "from scratch"
     precision = "autocast" if cfg.SOLVER.AMP.ENABLED else "float32"
     return (

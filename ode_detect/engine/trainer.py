@@ -1,4 +1,4 @@
-"""One trainer for all tasks: Detectron2's loop and hooks, with an exact resume, autocast on the CPU and solves logged."""
+"""One trainer for all tasks: Detectron2's loop and hooks, exact resume, autocast on the CPU, solves logged."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Trainer(SimpleTrainer):
         if self.start_iter == 0:
             self.checkpointer.load_weights(self._cfg.MODEL.WEIGHTS, whole=False)
 
-    def train(self) -> None:  # type: ignore[override]
+    def train(self) -> None:
         """Train to the last iteration; the state of the random generators is that of an uninterrupted run."""
         self.data_loader = self._stream()
         if self._random is not None:
@@ -146,7 +146,7 @@ class Trainer(SimpleTrainer):
             chosen += [
                 BestCheckpointer(period, self.checkpointer, self._task.metric),
                 hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_to_keep=2),
-                hooks.PeriodicWriter(_writers(cfg), period=20),
+                LogWriter(cfg),
             ]
         return [*chosen, StopOnSignal(self.checkpointer)]
 
@@ -193,7 +193,7 @@ class BestCheckpointer(hooks.BestCheckpointer):
 
 
 class StopOnSignal(HookBase):
-    """On Ctrl-C or a kill, ends the iteration, saves a checkpoint and raises `Interrupted`; a second one stops at once."""
+    """On Ctrl-C or a kill, ends the iteration, saves, and raises `Interrupted`; a second one stops at once."""
 
     def __init__(self, checkpointer: Checkpointer) -> None:
         self._checkpointer = checkpointer
@@ -211,7 +211,9 @@ class StopOnSignal(HookBase):
         """Save and stop if asked."""
         if self._asked and self.trainer.iter + 1 < self.trainer.max_iter:
             self._checkpointer.save(f"model_{self.trainer.iter:07d}")
-            raise Interrupted(f"stopped after iteration {self.trainer.iter + 1} of {self.trainer.max_iter}; all is saved.")
+            raise Interrupted(
+                f"stopped after iteration {self.trainer.iter + 1} of {self.trainer.max_iter}; all is saved."
+            )
 
     def after_train(self) -> None:
         """Give the signals back."""
@@ -223,6 +225,24 @@ class StopOnSignal(HookBase):
             raise KeyboardInterrupt
         self._asked = True
         print("\nstopping after this iteration (once more: at once, back to the last checkpoint)", flush=True)
+
+
+class LogWriter(hooks.PeriodicWriter):
+    """Writes the progress line, metrics.json and TensorBoard events, every 20 iterations."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__([], period=20)
+        self._cfg = cfg
+
+    def before_train(self) -> None:
+        """Open the files."""
+        folder = Path(self._cfg.OUTPUT_DIR)
+        log = logging.getLogger("ode_detect.engine")
+        self._writers = [
+            ProgressWriter(self._cfg.SOLVER.MAX_ITER, log.info),
+            JSONWriter(str(folder / "metrics.json")),
+            TensorboardXWriter(str(folder)),
+        ]
 
 
 class ProgressWriter(EventWriter):
@@ -244,7 +264,9 @@ class ProgressWriter(EventWriter):
         latest = storage.latest()
         seconds = storage.history("time").median(20) if "time" in latest else None
         parts = [f"{done:>6}/{self._max_iter}", f"loss {total:.3f}"]
-        parts += ["(" + ", ".join(f"{n.replace('loss_', '')} {v:.3f}" for n, v in losses.items()) + ")"] if losses else []
+        parts += (
+            ["(" + ", ".join(f"{n.replace('loss_', '')} {v:.3f}" for n, v in losses.items()) + ")"] if losses else []
+        )
         parts += [f"lr {latest['lr'][0]:.2g}"] if "lr" in latest else []
         if "nfe_forward" in latest:
             nfe = (latest["nfe_forward"][0], latest["nfe_backward"][0], latest["solver_steps"][0])
@@ -260,16 +282,6 @@ def autocast(cfg: CfgNode) -> torch.autocast:
     device = torch.device(cfg.MODEL.DEVICE).type
     dtype = torch.float16 if device == "cuda" else torch.bfloat16
     return torch.autocast(device, dtype=dtype, enabled=cfg.SOLVER.AMP.ENABLED)
-
-
-def _writers(cfg: CfgNode) -> list[EventWriter]:
-    folder = Path(cfg.OUTPUT_DIR)
-    log = logging.getLogger("ode_detect.engine")
-    return [
-        ProgressWriter(cfg.SOLVER.MAX_ITER, log.info),
-        JSONWriter(str(folder / "metrics.json")),
-        TensorboardXWriter(str(folder)),
-    ]
 
 
 def _no_data() -> list[Any]:

@@ -59,6 +59,10 @@ class ODEBlock(nn.Module):
             _check_stateless(field)
         self.field = field
         self.solver: Solver = solver if solver is not None else FixedStep()
+        if not isinstance(self.solver, Solver):
+            raise TypeError(
+                f"a flow is solved by a FixedStep or an Adaptive, not {solver!r}; try FixedStep('rk4', steps=4)."
+            )
         self.gradient = make_gradient(gradient)
         self.duration = duration_of(field) if duration is None else float(duration)
         if not 0 < self.duration < float("inf"):
@@ -86,7 +90,7 @@ class ODEBlock(nn.Module):
             return self._checked(h, self._solve(h, None))
         tally = Tally(list(observers))
         state = tally.start(self.field, h)
-        out = self._checked(h, self._solve(state, tally))
+        out = self._checked(h, self._solve(state, tally), tally)
         tally.finish(out)
         return out
 
@@ -108,21 +112,23 @@ class ODEBlock(nn.Module):
             tally=tally,
             block=self.name,
         )
+        out = out.to(h.dtype)
         return out if out.stride() == h.stride() else _in_layout_of(h, out)
 
-    def _checked(self, h: Tensor, out: Tensor) -> Tensor:
+    def _checked(self, h: Tensor, out: Tensor, tally: Tally | None = None) -> Tensor:
         wanted = out.device.type == "cpu" if self.check_finite is None else self.check_finite
         # The sum is finite unless a value is not, or unless it overflows: a cheap question first.
         if wanted and not bool(out.detach().sum(dtype=torch.float32).isfinite()) and not bool(out.isfinite().all()):
-            raise self._locate(h.detach())
+            raise self._locate(h.detach(), tally)
         return out
 
     @torch.no_grad()
-    def _locate(self, h: Tensor) -> NonFiniteStateError:
+    def _locate(self, h: Tensor, tally: Tally | None) -> NonFiniteStateError:
         """Solve again, step by step, to say where the state stopped being finite."""
         solver = self.solver
         if not isinstance(solver, FixedStep):
-            return NonFiniteStateError(block=self.name, time=self.duration, step="the last step", evaluations=0)
+            spent = tally.evaluations if tally is not None else 0
+            return NonFiniteStateError(block=self.name, time=self.duration, step="the last step", evaluations=spent)
         stages = len(solver.tableau.b)
         for index, (start, end) in enumerate(solver.grid(self.duration)):
             if not bool(h.isfinite().all()):

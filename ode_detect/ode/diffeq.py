@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,12 +16,14 @@ from torchdiffeq._impl.solvers import FixedGridODESolver
 from .errors import NonFiniteStateError, SolveError, StepUnderflowError, TooManyEvaluationsError
 from .pieces import segments_of
 from .record import Tally
-from .solvers import TABLEAUS, Adaptive, Solver, Tableau, advance
+from .solvers import TABLEAUS, Adaptive, Solver, Tableau, advance, runge_kutta_step
 
 if TYPE_CHECKING:
     from .gradients import Adjoint
 
 _OURS = "ode_detect_"
+# torchdiffeq would go to 12, where explicit Adams methods are stable for hardly any step.
+_ADAMS_ORDER = 5
 
 
 def adaptive_methods() -> list[str]:
@@ -42,7 +44,7 @@ def solve(
 ) -> Tensor:
     """The state at time ``duration``, by torchdiffeq; solved in float32 or float64, and given back in h's dtype.
 
-    A field in pieces is solved piece by piece, since no error estimate sees a jump.
+    The field is evaluated in h's dtype. A field in pieces is solved piece by piece, since no error estimate sees a jump.
 
     Args:
         field: the vector field.
@@ -59,38 +61,49 @@ def solve(
         ValueError: the solver cannot be differentiated as asked.
     """
     _check_differentiable(field, h, solver, block, adjoint)
+    if h.numel() == 0:
+        # An error norm over no numbers is NaN; any solve of nothing is nothing.
+        return runge_kutta_step(tally.count(field), TABLEAUS["euler"], 0.0, duration, h)
     state = h if h.dtype in (torch.float32, torch.float64) else h.float()
     parts = segments_of(field, duration) if isinstance(solver, Adaptive) else [(field, 0.0, duration)]
     limit = solver.max_evaluations if isinstance(solver, Adaptive) else None
-    watched = _Watched(state, tally, limit, block)
+    watched = _Watched(h, tally, limit, block)
     for part, start, end in parts:
         counted = tally.count(part)
         watched.field = wrap(counted) if wrap else counted
         times = torch.tensor([start, end], dtype=_time_dtype(state), device=state.device)
-        state = _integrate(watched.bound(solver), state, times, solver, adjoint, part)
+        states = _integrate(watched.bound(solver), state, times, solver, adjoint, part)
+        watched.reached(states, times)
+        state = states[-1]
+    if adjoint is not None and state.requires_grad:
+        state.register_hook(watched.restart)
     return state.to(h.dtype)
 
 
 def _integrate(
     evaluate: Any, state: Tensor, times: Tensor, solver: Solver, adjoint: Adjoint | None, field: nn.Module
 ) -> Tensor:
-    arguments = _arguments(solver, state)
+    arguments = _arguments(solver, state, times)
     if adjoint is None:
-        return odeint(evaluate, state, times, **arguments)[-1]
+        return odeint(evaluate, state, times, **arguments)
     arguments |= {"adjoint_rtol": adjoint.rtol, "adjoint_atol": adjoint.atol}
     if adjoint.seminorm and _adapts(solver):
         arguments["adjoint_options"] = {**arguments["options"], "norm": "seminorm"}
-    return odeint_adjoint(evaluate, state, times, **arguments, adjoint_params=tuple(field.parameters()))[-1]
+    return odeint_adjoint(evaluate, state, times, **arguments, adjoint_params=tuple(field.parameters()))
 
 
-def _arguments(solver: Solver, state: Tensor) -> dict[str, Any]:
+def _arguments(solver: Solver, state: Tensor, times: Tensor) -> dict[str, Any]:
     if not isinstance(solver, Adaptive):
         return {"method": _register(solver.method), "options": _grid(solver.steps)}
     options: dict[str, Any] = {}
     if _adapts(solver):
-        options["dtype"] = _time_dtype(state)
+        # Step onto the end, forwards and backwards. Left alone, torchdiffeq steps past it and interpolates, with an
+        # error that no tolerance bounds (dopri8: 1,000 times the tolerance) and evaluations outside the field's time.
+        options = {"dtype": _time_dtype(state), "step_t": times}
     elif issubclass(SOLVERS[solver.method], FixedGridODESolver):
         options = _grid(solver.steps)
+        if "adams" in solver.method:
+            options["max_order"] = _ADAMS_ORDER
     return {"method": solver.method, "rtol": solver.rtol, "atol": solver.atol, "options": options}
 
 
@@ -111,9 +124,7 @@ def _time_dtype(state: Tensor) -> torch.dtype:
     return torch.float32 if state.device.type == "mps" else torch.float64
 
 
-def _check_differentiable(
-    field: nn.Module, h: Tensor, solver: Solver, block: str, adjoint: Adjoint | None
-) -> None:
+def _check_differentiable(field: nn.Module, h: Tensor, solver: Solver, block: str, adjoint: Adjoint | None) -> None:
     wanted = torch.is_grad_enabled() and (h.requires_grad or any(p.requires_grad for p in field.parameters()))
     if wanted and adjoint is None and solver.method == "scipy_solver":
         raise ValueError(
@@ -130,17 +141,19 @@ def _check_differentiable(
 class _Watched:
     """A field as torchdiffeq calls it: counted, limited, with the autocast of the forward pass in the backward too."""
 
-    def __init__(self, state: Tensor, tally: Tally, limit: int | None, block: str) -> None:
+    def __init__(self, h: Tensor, tally: Tally, limit: int | None, block: str) -> None:
         self.field: Callable[..., Tensor]
         self._tally, self._limit, self._block = tally, limit, block
         self._spent = {"forward": 0, "backward": 0}
-        self._slope = state.detach()
-        device = state.device.type
-        self._autocast = {
-            "device_type": device,
-            "dtype": torch.get_autocast_dtype(device),
-            "enabled": torch.is_autocast_enabled(device),
-        }
+        self._slope = h.detach()
+        self._dtype = h.dtype
+        device = h.device.type
+        self._autocast = functools.partial(
+            torch.amp.autocast,
+            device,
+            dtype=torch.get_autocast_dtype(device),
+            enabled=torch.is_autocast_enabled(device),
+        )
 
     def bound(self, solver: Solver) -> Callable[..., Tensor]:
         """The function for torchdiffeq, with the callbacks that its method knows."""
@@ -166,16 +179,27 @@ class _Watched:
         if self._limit is not None and self._spent[phase] >= self._limit:
             raise self._error(TooManyEvaluationsError, t, f"{phase} pass")
         self._spent[phase] += 1
-        with torch.amp.autocast(**self._autocast):
-            slope = field(t, h).to(h.dtype)
+        with self._autocast():
+            slope = field(t, h.to(self._dtype)).to(h.dtype)
         self._slope = slope.detach()
         return slope
 
-    def _begin(self, t: Tensor, h: Tensor, dt: Tensor) -> None:
-        """See a step that cannot move time before torchdiffeq asserts that it does."""
-        if bool(t + dt != t):
+    def restart(self, grad: Tensor) -> None:
+        """A backward pass begins; a graph that is kept may have seen one already."""
+        self._spent["backward"] = 0
+
+    def reached(self, states: Tensor, times: Tensor) -> None:
+        """See that there is a state at each time: SciPy's solver gives back fewer when it fails."""
+        if len(states) < len(times):
+            raise self._error(StepUnderflowError, times[len(states) - 1], "the last step")
+
+    def _begin(self, t: Tensor, h: Tensor | Sequence[Tensor], dt: Tensor) -> None:
+        """See a step that torchdiffeq would only assert about. The state of an adjoint is a sequence."""
+        parts = [h] if isinstance(h, Tensor) else h
+        moves, finite = bool(t + dt != t), all(bool(torch.isfinite(part).all()) for part in parts)
+        if moves and finite:
             return
-        finite = bool(torch.isfinite(h).all()) and bool(torch.isfinite(self._slope).all())
+        finite = finite and bool(torch.isfinite(self._slope).all())
         raise self._error(StepUnderflowError if finite else NonFiniteStateError, t, f"step size {float(dt):.3g}")
 
     def _error(self, kind: type[SolveError], t: Tensor, step: str) -> SolveError:

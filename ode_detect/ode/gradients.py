@@ -60,7 +60,7 @@ GRADIENTS: dict[str, type[Gradient]] = {"backprop": Backprop, "checkpoint": Chec
 
 def make_gradient(gradient: str | Gradient) -> Gradient:
     """A gradient by name, or as it is."""
-    return GRADIENTS[check_name(gradient, GRADIENTS, "gradient")]() if isinstance(gradient, str) else gradient
+    return gradient if isinstance(gradient, Gradient) else GRADIENTS[check_name(gradient, GRADIENTS, "gradient")]()
 
 
 def solve(

@@ -64,7 +64,9 @@ class HatFunctions(nn.Module):
         _check_pieces(knots)
         names = [sorted(_tensors(knot)) for knot in knots]
         if any(other != names[0] for other in names):
-            raise ValueError("the knots of hat functions must be fields of the same build, so that weights can be blended")
+            raise ValueError(
+                "the knots of hat functions must be fields of the same build, so that weights can be blended"
+            )
         self.knots = nn.ModuleList(knots)
 
     @property
@@ -75,7 +77,8 @@ class HatFunctions(nn.Module):
     def forward(self, t: float | Tensor, h: Tensor) -> Tensor:
         """dh/dt at time ``t`` in [0, K], shape of ``h``."""
         last = len(self.knots) - 1
-        position = float(t) * last / self.duration
+        # An adaptive solver's time follows its first step size, and so has a gradient, which is none of the field's.
+        position = float(t if isinstance(t, float) else t.detach()) * last / self.duration
         left = min(int(position), max(last - 1, 0))
         weight = position - left
         if weight == 0.0 or last == 0:

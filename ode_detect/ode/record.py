@@ -137,7 +137,7 @@ class Tally:
 
     @property
     def phase(self) -> str:
-        """ "forward", or "backward" once the forward solve is over."""
+        """Where the solve is: "forward", or "backward" once the forward solve is over."""
         return "backward" if self._backward else "forward"
 
     def count(self, evaluate: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -164,7 +164,7 @@ class Tally:
         """The solve starts; returns the state to start from."""
         if self._measuring:
             self._macs = [observer.macs_per_evaluation(vector_field, h) for observer in self._measuring]
-            if h.requires_grad:
+            if h.requires_grad and torch.is_grad_enabled():
                 h = h.view_as(h)
                 h.register_hook(self._backward_ends)
             self._began = _now(h)

@@ -73,8 +73,7 @@ class FixedStep:
     def __post_init__(self) -> None:
         check_name(self.method, TABLEAUS, "fixed-step method")
         check_name(self.projection, PROJECTIONS, "projection")
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"steps must be an integer of 1 or more, not {self.steps!r}; 1 is the coarsest solve.")
+        _check_count("steps", self.steps, "1 is the coarsest solve")
 
     @property
     def tableau(self) -> Tableau:
@@ -117,7 +116,7 @@ def runge_kutta_step(evaluate: Evaluate, tableau: Tableau, start: float, end: fl
 
 
 def advance(h: Tensor, slopes: list[Tensor], weights: tuple[float, ...], size: float) -> Tensor:
-    """h + size * (weighted sum of the slopes), without copies that the method does not need."""
+    """Compute h + size * (weighted sum of the slopes), without copies that the method does not need."""
     for weight, slope in zip(weights, slopes, strict=True):
         if weight != 0.0:
             h = torch.add(h, slope, alpha=weight * size)
@@ -156,11 +155,13 @@ class Adaptive:
         check_name(self.method, adaptive_methods(), "method of torchdiffeq")
         if not (self.rtol > 0 and self.atol > 0):
             raise ValueError(f"tolerances must be above 0, not rtol={self.rtol}, atol={self.atol}; try 1e-3 and 1e-4.")
-        if self.max_evaluations < 1 or self.steps < 1:
-            raise ValueError(
-                f"max_evaluations and steps must be 1 or more, not {self.max_evaluations} and {self.steps}; "
-                "leave them out for the defaults."
-            )
+        _check_count("max_evaluations", self.max_evaluations, "leave it out for the default")
+        _check_count("steps", self.steps, "leave it out for the default")
 
 
 Solver = FixedStep | Adaptive
+
+
+def _check_count(name: str, value: object, cure: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be an integer of 1 or more, not {value!r}; {cure}.")

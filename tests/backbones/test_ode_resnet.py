@@ -1,0 +1,181 @@
+import pytest
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, build_backbone, build_model
+
+from ode_detect.backbones import build_ode_resnet_backbone, build_ode_resnet_fpn_backbone, discrete_names
+from ode_detect.backbones.ode_resnet import BLOCKS_PER_STAGE, ROLES, STAGES
+from ode_detect.engine.config import add_ode_config
+from ode_detect.ode import Adaptive, ODEBlock, record_solves
+from ode_detect.ode.names import UnknownNameError
+
+PICTURE = ShapeSpec(channels=3)
+
+
+def config(depth: int = 18, **ode: object) -> CfgNode:
+    cfg = get_cfg()
+    add_ode_config(cfg)
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    cfg.MODEL.RESNETS.merge_from_list(["DEPTH", depth, "NORM", "GN", "OUT_FEATURES", ["res2", "res3", "res4", "res5"]])
+    if depth < 50:
+        cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    for key, value in ode.items():
+        cfg.MODEL.ODE[key] = value
+    return cfg
+
+
+def fpn(cfg: CfgNode) -> CfgNode:
+    cfg.MODEL.BACKBONE.NAME = "build_ode_resnet_fpn_backbone"
+    cfg.MODEL.FPN.IN_FEATURES = list(STAGES)
+    return cfg
+
+
+def flows(model: torch.nn.Module) -> dict[str, ODEBlock]:
+    return {name: m for name, m in model.named_modules() if isinstance(m, ODEBlock)}
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("depth", [18, 34, 50, 101])
+def test_outputs_have_the_shapes_that_are_promised(depth: int, role: str) -> None:
+    backbone = build_ode_resnet_backbone(config(depth, ROLE=role), PICTURE).eval()
+    with torch.no_grad():
+        outputs = backbone(torch.randn(1, 3, 64, 96))
+    assert set(outputs) == set(STAGES)
+    for name, shape in backbone.output_shape().items():
+        assert outputs[name].shape == (1, shape.channels, 64 // shape.stride, 96 // shape.stride)
+
+
+def test_both_names_are_registered() -> None:
+    assert BACKBONE_REGISTRY.get("build_ode_resnet_backbone") is build_ode_resnet_backbone
+    assert BACKBONE_REGISTRY.get("build_ode_resnet_fpn_backbone") is build_ode_resnet_fpn_backbone
+
+
+def test_resnet_101_has_29_of_its_33_blocks_in_flows() -> None:
+    backbone = build_ode_resnet_backbone(config(101), PICTURE)
+    pieces = [len(block.field.pieces) for block in flows(backbone).values()]
+    assert pieces == [2, 3, 22, 2]
+    assert sum(BLOCKS_PER_STAGE[101]) == 33
+    with record_solves(backbone) as record, torch.no_grad():
+        backbone(torch.randn(1, 3, 32, 32))
+    assert record.total.forward_evaluations == 29
+
+
+@pytest.mark.parametrize("stages", [[], ["res4"], ["res2", "res5"], list(STAGES)])
+def test_any_subset_of_stages_is_made_of_flows(stages: list[str]) -> None:
+    backbone = build_ode_resnet_backbone(config(STAGES=stages), PICTURE)
+    assert sorted(flows(backbone)) == [f"{stage}.1.flow" for stage in stages]
+
+
+def test_the_twin_is_detectron2s_resnet() -> None:
+    twin = build_ode_resnet_backbone(config(50, ROLE="twin"), PICTURE)
+    theirs = config(50)
+    theirs.MODEL.BACKBONE.NAME = "build_resnet_backbone"
+    resnet = build_backbone(theirs, PICTURE)
+    assert {n: p.shape for n, p in twin.state_dict().items()} == {n: p.shape for n, p in resnet.state_dict().items()}
+
+
+def test_the_ablation_is_the_network_without_its_flows() -> None:
+    ode = build_ode_resnet_backbone(config(), PICTURE)
+    ablation = build_ode_resnet_backbone(config(ROLE="ablation"), PICTURE)
+    assert set(ablation.state_dict()) == {n for n in ode.state_dict() if ".flow." not in n}
+    ablation.load_state_dict(ode.state_dict(), strict=False)
+    pictures = torch.rand(2, 3, 64, 64)
+    # New flows are the identity, but the transitions end in relu as do projected flows: nothing changes.
+    for a, b in zip(ode.eval()(pictures).values(), ablation.eval()(pictures).values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_flows_with_the_weights_of_a_resnet_give_its_bits() -> None:
+    cfg = config(50, STAGES=["res3", "res4"])
+    ode = build_ode_resnet_backbone(cfg, PICTURE).eval()
+    resnet = build_ode_resnet_backbone(config(50, ROLE="twin"), PICTURE).eval()
+    for parameter in resnet.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    names = discrete_names(list(ode.state_dict()))
+    ode.load_state_dict({n: resnet.state_dict()[names.get(n, n)] for n in ode.state_dict()})
+    pictures = torch.rand(2, 3, 64, 64)
+    ours, theirs = ode(pictures), resnet(pictures)
+    assert all(torch.equal(ours[name], theirs[name]) for name in STAGES)
+    loss = lambda outputs: sum(x.square().mean() for x in outputs.values())  # noqa: E731
+    loss(ours).backward()
+    loss(theirs).backward()
+    gradients = dict(resnet.named_parameters())
+    assert all(torch.equal(p.grad, gradients[names.get(n, n)].grad) for n, p in ode.named_parameters())
+
+
+@pytest.mark.parametrize("pieces", ["constant", "piecewise", "hat"])
+@pytest.mark.parametrize("field", ["auto", "basic", "bottleneck", "concat"])
+def test_every_field_with_every_kind_of_weights_trains(field: str, pieces: str) -> None:
+    cfg = config(34, STAGES=["res3"], FIELD=field, PIECES=pieces, METHOD="midpoint", STEPS=2, ACTIVATION="silu")
+    backbone = build_ode_resnet_backbone(cfg, PICTURE)
+    sum(x.square().mean() for x in backbone(torch.rand(1, 3, 32, 32)).values()).backward()
+    last = [p for n, p in backbone.named_parameters() if ".flow." in n][-2]
+    assert last.grad is not None
+
+
+def test_an_adaptive_method_takes_its_tolerances_from_the_config() -> None:
+    cfg = config(STAGES=["res4"], METHOD="bosh3", PROJECTION="none", RTOL=0.01, ATOL=0.02, MAX_EVALUATIONS=50)
+    (block,) = flows(build_ode_resnet_backbone(cfg, PICTURE)).values()
+    assert block.solver == Adaptive("bosh3", rtol=0.01, atol=0.02, max_evaluations=50)
+
+
+def test_freezing_reaches_into_flows() -> None:
+    cfg = config()
+    cfg.MODEL.BACKBONE.FREEZE_AT = 2
+    backbone = build_ode_resnet_backbone(cfg, PICTURE)
+    frozen = [n for n, p in backbone.named_parameters() if not p.requires_grad]
+    assert any("res2.1.flow" in n for n in frozen)
+    assert not any(n.startswith("res3") for n in frozen)
+
+
+def test_a_pyramid_that_ends_before_res5_has_no_p6() -> None:
+    cfg = fpn(config())
+    assert set(build_backbone(cfg, PICTURE).output_shape()) == {"p2", "p3", "p4", "p5", "p6"}
+    cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4"]
+    assert set(build_backbone(cfg, PICTURE).output_shape()) == {"p3", "p4"}
+
+
+@pytest.mark.parametrize(
+    ("ode", "message"),
+    [
+        ({"ROLE": "odd"}, "did you mean|ode"),
+        ({"STAGES": ["res6"]}, "res5"),
+        ({"FIELD": "basics"}, "basic"),
+        ({"METHOD": "eulr", "PROJECTION": "none"}, "euler"),
+        ({"PIECES": "piece"}, "piecewise"),
+        ({"GRADIENT": "backprob"}, "backprop"),
+        ({"ACTIVATION": "rellu"}, "relu"),
+    ],
+)
+def test_an_unknown_name_tells_the_nearest(ode: dict[str, object], message: str) -> None:
+    with pytest.raises(UnknownNameError, match=message):
+        build_ode_resnet_backbone(config(**ode), PICTURE)
+
+
+def test_what_cannot_be_built_says_what_to_do() -> None:
+    with pytest.raises(ValueError, match="one of 18, 34, 50, 101, 152"):
+        build_ode_resnet_backbone(config(19), PICTURE)
+    with pytest.raises(ValueError, match="Set PROJECTION to 'none'"):
+        build_ode_resnet_backbone(config(METHOD="dopri5"), PICTURE)
+    cfg = config()
+    cfg.MODEL.RESNETS.NORM = "BN"
+    with pytest.raises(ValueError, match=r"Set MODEL\.ODE\.NORM"):
+        build_ode_resnet_backbone(cfg, PICTURE)
+    cfg = config(50)
+    cfg.MODEL.RESNETS.RES5_DILATION = 2
+    with pytest.raises(ValueError, match="res5 is dilated"):
+        build_ode_resnet_backbone(cfg, PICTURE)
+
+
+def test_a_detector_is_built_and_trains() -> None:
+    cfg = fpn(config(STAGES=["res3"]))
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32], [64], [128], [256], [512]]
+    cfg.MODEL.RPN.IN_FEATURES = ["p2", "p3", "p4", "p5", "p6"]
+    cfg.MODEL.ROI_HEADS.merge_from_list(["NAME", "StandardROIHeads", "IN_FEATURES", ["p2", "p3", "p4", "p5"]])
+    cfg.MODEL.ROI_BOX_HEAD.merge_from_list(["NAME", "FastRCNNConvFCHead", "NUM_FC", 1, "POOLER_RESOLUTION", 7])
+    model = build_model(cfg).eval()
+    with torch.no_grad():
+        (output,) = model([{"image": torch.zeros(3, 64, 64, dtype=torch.uint8), "height": 64, "width": 64}])
+    assert output["instances"].image_size == (64, 64)

@@ -1,0 +1,74 @@
+"""Small data and small networks that several tests use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICKSTART = ROOT / "configs" / "quickstart.yaml"
+
+
+@pytest.fixture(scope="session")
+def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight pictures of 96x80 with bright squares on noise, in COCO JSON; every third has none."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("data") / "squares"
+    (folder / "images").mkdir(parents=True)
+    images, annotations = [], []
+    for index in range(8):
+        picture = rng.integers(60, 120, (80, 96, 3), dtype=np.uint8)
+        for _ in range(0 if index % 3 == 2 else 3):
+            size, x, y = int(rng.integers(16, 30)), int(rng.integers(0, 66)), int(rng.integers(0, 50))
+            cv2.rectangle(picture, (x, y), (x + size, y + size), (255, 255, 255), -1)
+            box = [x, y, size, size]
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": index + 1,
+                    "bbox": box,
+                    "area": size * size,
+                    "iscrowd": 0,
+                    "category_id": 1,
+                }
+            )
+        cv2.imwrite(str(folder / "images" / f"{index}.png"), picture)
+        images.append({"id": index + 1, "file_name": f"{index}.png", "width": 96, "height": 80})
+    content = {"info": {}, "images": images, "annotations": annotations, "categories": [{"id": 1, "name": "square"}]}
+    (folder / "train.json").write_text(json.dumps(content))
+    return folder
+
+
+def overrides_for(squares: Path, output: Path, *more: str) -> list[str]:
+    """Config overrides that train the quickstart network on the squares for a moment."""
+    entry = {"NAME": "squares", "IMAGES": str(squares / "images"), "ANNOTATIONS": str(squares / "train.json")}
+    return [
+        *("DATASETS.CUSTOM", json.dumps([entry])),
+        *("DATASETS.TRAIN", "('squares',)"),
+        *("DATASETS.TEST", "('squares',)"),
+        *("INPUT.CROP.SIZE", "[64, 64]"),
+        *("SOLVER.MAX_ITER", "6"),
+        *("SOLVER.IMS_PER_BATCH", "2"),
+        *("SOLVER.CHECKPOINT_PERIOD", "2"),
+        *("TEST.EVAL_PERIOD", "3"),
+        *("OUTPUT_DIR", str(output)),
+        *("SEED", "7"),
+        *more,
+    ]
+
+
+@pytest.fixture
+def squares_run(squares: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """Overrides for a run in a folder of that name."""
+    return lambda output, *more: overrides_for(squares, tmp_path / output, *more)
+
+
+@pytest.fixture(scope="session")
+def whole_run(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides for the run that several tests look at."""
+    return overrides_for(squares, tmp_path_factory.mktemp("runs") / "whole")

@@ -1,0 +1,99 @@
+import itertools
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from ode_detect.engine.stream import BatchStream, build_stream, random_state, random_state_kept, set_random_state
+
+
+def first(stream: BatchStream, count: int) -> list[list[tuple[int, int]]]:
+    iterator = iter(stream)
+    return [next(iterator) for _ in range(count)]
+
+
+@pytest.mark.parametrize("wide", [None, [True, False, True, True, False, True, False]])
+@pytest.mark.parametrize("start", [1, 5, 9])
+def test_a_stream_that_starts_later_is_the_rest_of_the_whole(start: int, wide: list[bool] | None) -> None:
+    whole = first(BatchStream(size=7, batch=3, seed=1, wide=wide), 14)
+    late = first(BatchStream(size=7, batch=3, seed=1, wide=wide, start=start), 14 - start)
+    assert late == whole[start:]
+
+
+def test_every_picture_comes_once_before_any_comes_twice() -> None:
+    draws = list(itertools.chain(*first(BatchStream(size=6, batch=3, seed=0), 4)))
+    assert sorted(index for index, _ in draws[:6]) == list(range(6))
+    assert sorted(index for index, _ in draws[6:]) == list(range(6))
+    assert [position for _, position in draws] == list(range(12))
+    assert draws[:6] != draws[6:]
+
+
+def test_grouped_batches_are_alike() -> None:
+    wide = [True, False, True, False, True]
+    for batch in first(BatchStream(size=5, batch=2, seed=3, wide=wide), 10):
+        assert len({wide[index] for index, _ in batch}) == 1
+
+
+def test_processes_share_each_batch() -> None:
+    whole = first(BatchStream(size=9, batch=4, seed=2), 5)
+    shares = [first(BatchStream(size=9, batch=4, seed=2, rank=r, world=2), 5) for r in range(2)]
+    for batch, a, b in zip(whole, *shares, strict=True):
+        assert sorted(batch) == sorted(a + b)
+        assert len(a) == len(b) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [({"size": 0}, "no picture"), ({"batch": 3, "world": 2}, "multiple")]
+)
+def test_impossible_streams_are_refused(arguments: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        BatchStream(**{"size": 4, "batch": 2, "seed": 0, **arguments})
+
+
+def drawing(record: dict[str, int]) -> tuple[int, float, float, float]:
+    return record["id"], random.random(), float(np.random.rand()), float(torch.rand(()))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_augmentation_depends_on_the_position_alone(workers: int) -> None:
+    dicts = [{"id": index} for index in range(5)]
+    torch.manual_seed(0)
+    loader = iter(build_stream(dicts, drawing, batch=2, seed=4))
+    whole = [next(loader) for _ in range(6)]
+    torch.manual_seed(99)
+    late = iter(build_stream(dicts, drawing, batch=2, seed=4, start=2, workers=workers))
+    assert [next(late) for _ in range(4)] == whole[2:]
+    assert len({draws[1:] for batch in whole for draws in batch}) == 12
+
+
+def test_loading_leaves_the_training_random_states_alone() -> None:
+    loader = iter(build_stream([{"id": 0}, {"id": 1}], drawing, batch=2, seed=4))
+    before = (random.getstate(), torch.get_rng_state())
+    next(loader)
+    assert random.getstate() == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
+
+
+def test_random_states_come_back_after_a_checkpoint(tmp_path) -> None:
+    random.gauss(0, 1)
+    np.random.normal()
+    torch.save(random_state(), tmp_path / "state.pth")
+    wanted = (random.gauss(0, 1), np.random.normal(), torch.rand(3))
+    set_random_state(torch.load(tmp_path / "state.pth", weights_only=True))
+    got = (random.gauss(0, 1), np.random.normal(), torch.rand(3))
+    assert got[:2] == wanted[:2]
+    assert torch.equal(got[2], wanted[2])
+
+
+def test_kept_states_are_kept_through_an_error() -> None:
+    before = torch.get_rng_state()
+
+    def draws_and_fails() -> None:
+        with random_state_kept():
+            torch.rand(5)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        draws_and_fails()
+    assert torch.equal(torch.get_rng_state(), before)

@@ -1,0 +1,195 @@
+"""The real trainer on the quickstart network and eight small pictures."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.engine import HookBase
+
+from ode_detect.engine import run as runs
+from ode_detect.engine.config import ConfigError, load_config
+from ode_detect.engine.trainer import Interrupted, Trainer
+from ode_detect.report.plots import read_metrics
+from ode_detect.report.results import Results
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICKSTART = ROOT / "configs" / "quickstart.yaml"
+Overrides = Callable[..., list[str]]
+
+
+def open_run(overrides: list[str], **how: bool) -> runs.Run:
+    cfg = load_config(QUICKSTART, overrides)
+    return runs.open_run(cfg, command="test", config_file=str(QUICKSTART), **{"resume": False, **how})
+
+
+def final(run: runs.Run) -> dict[str, torch.Tensor]:
+    return torch.load(run.folder / "model_final.pth", weights_only=True)
+
+
+def same(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+class At(HookBase):
+    """Does something after an iteration."""
+
+    def __init__(self, iteration: int, do: Callable[[], None]) -> None:
+        self.iteration, self.do = iteration, do
+
+    def after_step(self) -> None:
+        if self.trainer.iter == self.iteration:
+            self.do()
+
+
+def train_until(run: runs.Run, iteration: int, do: Callable[[], None], *, resume: bool = False) -> None:
+    trainer = Trainer(run.cfg, run.task, lambda model: runs.evaluate(run, model))
+    trainer._hooks.insert(0, hook := At(iteration, do))
+    hook.trainer = trainer
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(whole_run: list[str]) -> runs.Run:
+    run = open_run(whole_run)
+    runs.train(run, resume=False)
+    return run
+
+
+def test_a_run_writes_one_folder_with_everything(uninterrupted: runs.Run) -> None:
+    folder = uninterrupted.folder
+    expected = [
+        *("config.yaml", "environment.json", "log.txt", "metrics.json", "model_final.pth", "model_best.pth"),
+        *("results.json", "loss.png", "ap.png", "detections.jpg"),
+    ]
+    assert [name for name in expected if not (folder / name).exists()] == []
+    assert list(folder.glob("events.out.tfevents*"))
+    (row,) = Results.read(folder / "results.json").rows
+    assert row.role == "ode"
+    assert 0 <= row.metrics["AP50"] <= 1
+    assert row.cost["parameters"] > 0
+    assert row.cost["macs"] > 1e6
+    last = [r for r in read_metrics(folder / "metrics.json") if "total_loss" in r][-1]
+    evaluations = row.cost["evaluations"]
+    assert last["nfe_forward"] == evaluations, "the same flows, the same steps"
+    assert last["solver_steps"] > 0
+    assert "NFE" in (folder / "log.txt").read_text()
+
+
+def test_a_run_stopped_by_ctrl_c_and_resumed_is_the_uninterrupted_run(
+    uninterrupted: runs.Run, squares_run: Overrides
+) -> None:
+    run = open_run(squares_run("stopped"))
+    with pytest.raises(Interrupted):
+        train_until(run, 3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert not (run.folder / "model_final.pth").exists()
+    again = open_run(squares_run("stopped"), resume=True)
+    runs.train(again, resume=True)
+    whole, resumed = final(uninterrupted), final(again)
+    assert resumed["trainer"]["iteration"] == 5
+    assert same(whole["model"], resumed["model"])
+    for key in ("optimizer", "random", "hooks"):
+        left, right = whole["trainer"][key], resumed["trainer"][key]
+        assert same(left, right), key
+
+
+def test_a_killed_run_resumed_from_its_last_checkpoint_is_the_uninterrupted_run(
+    uninterrupted: runs.Run, squares_run: Overrides
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die() -> None:
+        raise Killed
+
+    run = open_run(squares_run("killed"))
+    with pytest.raises(Killed):
+        train_until(run, 4, die)
+    again = open_run(squares_run("killed"), resume=True)
+    runs.train(again, resume=True)
+    assert same(final(uninterrupted)["model"], final(again)["model"])
+
+
+def test_another_seed_gives_another_network(uninterrupted: runs.Run, squares_run: Overrides) -> None:
+    other = open_run(squares_run("other", "SEED", "8"))
+    runs.train(other, resume=False)
+    assert not same(final(uninterrupted)["model"], final(other)["model"])
+
+
+def test_a_finished_run_is_not_run_again(uninterrupted: runs.Run, whole_run: list[str]) -> None:
+    before = (uninterrupted.folder / "results.json").stat().st_mtime_ns
+    again = open_run(whole_run, resume=True)
+    results = runs.train(again, resume=True)
+    assert (uninterrupted.folder / "results.json").stat().st_mtime_ns == before
+    assert results == Results.read(uninterrupted.folder / "results.json")
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(uninterrupted: runs.Run, whole_run: list[str]) -> None:
+    with pytest.raises(ConfigError, match="--resume"):
+        open_run(whole_run)
+
+
+def test_evaluation_of_the_last_weights_gives_the_same_metrics(uninterrupted: runs.Run, squares_run: Overrides) -> None:
+    trained = Results.read(uninterrupted.folder / "results.json").rows[0].metrics
+    run = open_run(
+        squares_run("evaluated", "MODEL.WEIGHTS", str(uninterrupted.folder / "model_final.pth")), evaluating=True
+    )
+    assert runs.evaluate_only(run).rows[0].metrics == trained
+
+
+def test_the_dial_turns_at_test_time(uninterrupted: runs.Run, squares_run: Overrides) -> None:
+    weights = ["MODEL.WEIGHTS", str(uninterrupted.folder / "model_final.pth")]
+    costs = {}
+    for steps in (1, 4):
+        run = open_run(squares_run(f"steps{steps}", *weights, "MODEL.ODE.STEPS", str(steps)), evaluating=True)
+        costs[steps] = runs.evaluate_only(run).rows[0].cost
+    assert costs[4]["evaluations"] == 4 * costs[1]["evaluations"]
+    assert costs[4]["macs"] > costs[1]["macs"]
+    assert costs[4]["parameters"] == costs[1]["parameters"]
+
+
+def test_frozen_statistics_without_weights_are_refused(squares_run: Overrides) -> None:
+    with pytest.raises(ConfigError, match="explode"):
+        open_run(squares_run("frozen", "MODEL.RESNETS.NORM", "FrozenBN"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_are_spoilt(squares_run: Overrides) -> None:
+    run = open_run(squares_run("diverged"))
+    trainer = Trainer(run.cfg, run.task, lambda model: {})
+    trainer.resume_or_load(resume=False)
+    predictor = trainer.model.roi_heads.box_predictor.cls_score
+    trainer._hooks.insert(0, hook := At(2, lambda: torch.nn.init.constant_(predictor.bias, float("nan"))))
+    hook.trainer = trainer
+    with pytest.raises(FloatingPointError):
+        trainer.train()
+    saved = torch.load(run.folder / "model_0000001.pth", weights_only=True)["model"]
+    assert all(bool(value.isfinite().all()) for value in saved.values())
+
+
+def test_bfloat16_autocast_trains_on_the_cpu(squares_run: Overrides) -> None:
+    run = open_run(squares_run("bfloat16", "SOLVER.AMP.ENABLED", "True", "SOLVER.MAX_ITER", "2"))
+    seen = []
+    trainer = Trainer(run.cfg, run.task, lambda model: {})
+    trainer.model.backbone.register_forward_hook(lambda m, i, out: seen.append(next(iter(out.values())).dtype))
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    assert set(seen) == {torch.bfloat16}
+    metrics = [json.loads(line) for line in (run.folder / "metrics.json").read_text().splitlines()]
+    assert all(record["total_loss"] < 100 for record in metrics if "total_loss" in record)
+
+
+def test_a_seed_that_is_left_open_is_drawn_once_and_kept_by_a_resume(squares_run: Overrides) -> None:
+    first = open_run(squares_run("open", "SEED", "-1"))
+    assert first.cfg.SEED >= 0
+    again = open_run(squares_run("open", "SEED", "-1"), resume=True)
+    assert again.cfg.SEED == first.cfg.SEED

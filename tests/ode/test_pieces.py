@@ -1,0 +1,154 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from ode_detect.ode import BasicField, FixedStep, HatFunctions, ODEBlock, PiecewiseConstant, in_pieces
+from ode_detect.ode.pieces import PIECES, duration_of, segments_of
+
+KINDS = [kind for kind in PIECES if kind != "constant"]
+
+
+class Affine(nn.Module):
+    """weight * h + offset, where the offset is a buffer and ``steps`` an integer one."""
+
+    def __init__(self, weight=0.0, offset=0.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([float(weight)]))
+        self.register_buffer("offset", torch.tensor([float(offset)]))
+        self.register_buffer("steps", torch.tensor(7))
+
+    def forward(self, t, h):
+        assert int(self.steps) == 7
+        return self.weight * h + self.offset
+
+
+def fields(count):
+    return [Affine(k + 1, 10 * k) for k in range(count)]
+
+
+ONE = torch.ones(1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("kind", PIECES)
+def test_every_kind_can_be_built(kind):
+    field = in_pieces(kind, 1 if kind == "constant" else 3, lambda: BasicField(channels=4))
+    h = torch.randn(2, 4, 5, 3)
+    for t in (0.0, 0.3, duration_of(field)):
+        assert field(t, h).shape == h.shape
+    assert duration_of(field) == (1.0 if kind == "constant" else 3.0)
+    assert ODEBlock(field=field).duration == duration_of(field)
+
+
+@pytest.mark.parametrize("kind", PIECES)
+def test_one_piece_is_constant_weights(kind, lively):
+    field = lively(in_pieces(kind, 1, lambda: BasicField(channels=4)))
+    alone = field if kind == "constant" else next(iter(field.children()))[0]
+    h = torch.randn(1, 4, 5, 5)
+    assert all(torch.equal(field(t, h), alone(t, h)) for t in (0.0, 0.5, 1.0))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pieces_start_different(kind):
+    field = in_pieces(kind, 3, lambda: BasicField(channels=4))
+    first, second, _ = next(iter(field.children()))
+    assert not torch.equal(first.conv1.weight, second.conv1.weight)
+
+
+@pytest.mark.parametrize("kind", PIECES)
+@pytest.mark.parametrize("count", [0, -1])
+def test_there_must_be_a_piece(kind, count):
+    with pytest.raises(ValueError, match=f"{kind} pieces were asked for with a count of {count}"):
+        in_pieces(kind, count, Affine)
+
+
+def test_constant_weights_are_one_piece():
+    with pytest.raises(ValueError, match="constant weights have 1 piece"):
+        in_pieces("constant", 2, Affine)
+
+
+def test_unknown_kind():
+    with pytest.raises(ValueError, match="unknown pieces 'hats'.*Did you mean 'hat'"):
+        in_pieces("hats", 2, Affine)
+
+
+@pytest.mark.parametrize("container", [PiecewiseConstant, HatFunctions])
+def test_no_piece_at_all(container):
+    with pytest.raises(ValueError, match="at least one field"):
+        container([])
+
+
+@pytest.mark.parametrize(
+    ("t", "piece"), [(0.0, 0), (0.999, 0), (1.0, 1), (1.999999, 1), (2.0, 2), (2.5, 2), (3.0, 2), (3.0 + 1e-9, 2)]
+)
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_piece_k_acts_from_k_to_k_plus_1(t, piece, as_tensor):
+    field = PiecewiseConstant(fields(3))
+    assert float(field(torch.tensor(t, dtype=torch.float64) if as_tensor else t, ONE)) == piece + 1 + 10 * piece
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_hats_are_linear_between_knots(as_tensor):
+    """Knots at 0, 1, 2, ... times K / (K - 1); weights and buffers against numpy's interpolation."""
+    np = pytest.importorskip("numpy")
+    for count in (2, 3, 5):
+        field = HatFunctions(fields(count))
+        for t in np.linspace(0, count, 23):
+            position = t * (count - 1) / count
+            expected = np.interp(position, range(count), [k + 1 + 10 * k for k in range(count)])
+            got = field(torch.tensor(t) if as_tensor else float(t), ONE)
+            assert float(got.detach()) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_hats_leave_their_knots_as_they_are():
+    field = HatFunctions(fields(3))
+    before = copy.deepcopy(field.state_dict())
+    field(1.3, ONE).sum().backward()
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), field.state_dict().values(), strict=True))
+    assert all(isinstance(p, nn.Parameter) for p in field.parameters())
+
+
+def test_hats_share_the_gradient_out():
+    field = HatFunctions(fields(3))
+    field(0.375, ONE).sum().backward()  # a quarter of the way from knot 0 to knot 1
+    grads = [knot.weight.grad for knot in field.knots]
+    assert float(grads[0]) == pytest.approx(0.75)
+    assert float(grads[1]) == pytest.approx(0.25)
+    assert grads[2] is None
+
+
+def test_knots_must_be_of_one_build():
+    with pytest.raises(ValueError, match="same build"):
+        HatFunctions([Affine(), nn.Conv2d(1, 1, 1)])
+
+
+@pytest.mark.parametrize("duration", [0.5, 1.0, 2.5, 3.0, 4.5])
+def test_segments_cover_the_duration(duration):
+    field = PiecewiseConstant(fields(3))
+    parts = segments_of(field, duration)
+    assert parts[0][1] == 0.0
+    assert parts[-1][2] == duration
+    assert all(end == start for (_, _, end), (_, start, _) in zip(parts, parts[1:], strict=False))
+    for part, start, end in parts:
+        assert torch.equal(part(start, ONE), field(start, ONE))
+        assert torch.equal(part(start, ONE), field((start + end) / 2, ONE))
+
+
+@pytest.mark.parametrize("field", [Affine(), HatFunctions(fields(3))])
+def test_what_is_smooth_is_one_segment(field):
+    assert segments_of(field, 2.0) == [(field, 0.0, 2.0)]
+
+
+REGRESSION = {"piecewise": 0.6020157875377936, "hat": 0.5355233855642457}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_number_that_stays(kind):
+    field = in_pieces(kind, 3, lambda: BasicField(channels=4, norm="none", activation="silu")).double()
+    with torch.no_grad():
+        for index, parameter in enumerate(field.parameters()):
+            parameter.copy_(0.2 * torch.sin(index + torch.arange(parameter.numel())).reshape_as(parameter))
+    h = torch.linspace(-1, 1, 64, dtype=torch.float64).reshape(1, 4, 4, 4)
+    out = ODEBlock(field=field, solver=FixedStep("rk4", steps=6))(h)
+    assert float(out.detach().square().mean().sqrt()) == pytest.approx(REGRESSION[kind], rel=1e-9)
