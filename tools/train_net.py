@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
     )
     results = evaluate_only(run) if args.eval_only else train(run, resume=args.resume)
     print(f"\n{to_text(results)}\n")
-    print(f"all of it is in {run.folder}/: results.json, loss.png, ap.png, detections.jpg, log.txt, checkpoints")
+    print(f"all of it is in {run.folder}/: {', '.join(sorted(p.name for p in run.folder.iterdir()))}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog, buil
 from detectron2.data import transforms as T
 from detectron2.data.build import get_detection_dataset_dicts
 from detectron2.data.datasets import register_coco_instances
+from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.structures import BoxMode
 from fvcore.transforms.transform import Transform
 
@@ -78,9 +79,20 @@ def train_data(cfg: CfgNode) -> tuple[list[dict[str, Any]], DatasetMapper]:
 
     Returns:
         Dataset dicts in Detectron2's format, and the mapper from one of them to a training example.
+
+    Raises:
+        DatasetError: files are missing, cannot be read, hold no picture, or have more classes than the network.
     """
-    require_datasets(cfg.DATASETS.TRAIN)
-    dicts = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    names = list(cfg.DATASETS.TRAIN)
+    require_datasets(names)
+    try:
+        dicts = get_detection_dataset_dicts(names, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    except (AssertionError, ValueError, KeyError) as error:
+        raise DatasetError(
+            f"the annotations of {', '.join(names)} cannot be used ({type(error).__name__}: {error}). "
+            "They must be COCO JSON with at least one picture; datasets/README.md shows the form."
+        ) from error
+    _check_classes(cfg, names)
     return dicts, Mapper(cfg, is_train=True)
 
 
@@ -111,6 +123,16 @@ class Mapper(DatasetMapper):
             arguments["augmentations"] = _augmentations(cfg, arguments["augmentations"])
             arguments["min_visible"] = cfg.INPUT.MIN_VISIBLE
         return arguments
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """Make an example of a picture; one that cannot be read is named."""
+        try:
+            return super().__call__(dataset_dict)
+        except (OSError, SyntaxError, SizeMismatchError) as error:
+            raise DatasetError(
+                f"{dataset_dict['file_name']} cannot be read as the picture that its annotations describe ({error}). "
+                "Replace it, or take it out of the annotations; then go on by --resume."
+            ) from error
 
     def _transform_annotations(self, dataset_dict: dict[str, Any], transforms: Any, image_shape: Any) -> None:
         if self.min_visible > 0:
@@ -156,6 +178,17 @@ def _augmentations(cfg: CfgNode, base: list[Any]) -> list[Any]:
         low, high = 1 - cfg.INPUT.COLOR_JITTER, 1 + cfg.INPUT.COLOR_JITTER
         augmentations += [T.RandomBrightness(low, high), T.RandomContrast(low, high), T.RandomSaturation(low, high)]
     return augmentations
+
+
+def _check_classes(cfg: CfgNode, names: list[str]) -> None:
+    key = "MODEL.RETINANET.NUM_CLASSES" if "Retina" in cfg.MODEL.META_ARCHITECTURE else "MODEL.ROI_HEADS.NUM_CLASSES"
+    head = cfg.MODEL.RETINANET if "RETINANET" in key else cfg.MODEL.ROI_HEADS
+    for name in names:
+        classes = MetadataCatalog.get(name).get("thing_classes", [])
+        if len(classes) > head.NUM_CLASSES:
+            raise DatasetError(
+                f"{name} has {len(classes)} classes and the network {head.NUM_CLASSES}; set {key} {len(classes)}."
+            )
 
 
 def _area(box: np.ndarray) -> float:

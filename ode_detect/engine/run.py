@@ -21,7 +21,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.evaluation import inference_on_dataset
 from detectron2.evaluation.evaluator import inference_context
-from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
@@ -35,7 +34,7 @@ from .checkpoint import Checkpointer, CheckpointError
 from .config import ConfigError
 from .stream import seed_everything
 from .task import Task, get_task
-from .trainer import Trainer, autocast
+from .trainer import Trainer, autocast, build_network
 
 logger = logging.getLogger("ode_detect.engine")
 
@@ -47,7 +46,7 @@ class Run:
     Attributes:
         cfg: resolved and frozen.
         task: what ``cfg.TASK`` names.
-        folder: ``cfg.OUTPUT_DIR``.
+        folder: ``cfg.OUTPUT_DIR``; when only evaluating, ``evaluation`` in it.
         command: how to make it again.
         config_file: what the config was read from.
     """
@@ -67,14 +66,14 @@ def open_run(cfg: CfgNode, *, command: str, config_file: str, resume: bool, eval
         command: for the records.
         config_file: for the records.
         resume: go on in a folder that holds a run.
-        evaluating: only evaluate; nothing that is there is in the way.
+        evaluating: only evaluate; what is there stays as it is.
 
     Raises:
         ConfigError: the folder holds another run, or training cannot work as configured.
         DatasetError: data that the config asks for is not there.
     """
     task = get_task(cfg)
-    folder = Path(cfg.OUTPUT_DIR)
+    folder = Path(cfg.OUTPUT_DIR) / ("evaluation" if evaluating else "")
     holds_run = (folder / "last_checkpoint").exists() or (folder / "metrics.json").exists()
     if holds_run and not (resume or evaluating):
         raise ConfigError(
@@ -89,8 +88,7 @@ def open_run(cfg: CfgNode, *, command: str, config_file: str, resume: bool, eval
     seed_everything(cfg.SEED + comm.get_rank())
     if comm.is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
-        if not evaluating:
-            (folder / "config.yaml").write_text(cfg.dump())
+        (folder / "config.yaml").write_text(cfg.dump())
         (folder / "environment.json").write_text(json.dumps(environment(command), indent=2) + "\n")
     _log_into(folder)
     return Run(cfg, task, folder, command, config_file)
@@ -122,7 +120,7 @@ def evaluate_only(run: Run) -> Results:
     Raises:
         CheckpointError: there are no weights, or they do not fill the network.
     """
-    model = build_model(run.cfg)
+    model = build_network(run.cfg)
     checkpointer = Checkpointer(model, run.cfg.OUTPUT_DIR, allow_partial=run.cfg.MODEL.ALLOW_PARTIAL_WEIGHTS)
     weights = run.cfg.MODEL.WEIGHTS or checkpointer.get_checkpoint_file()
     if not weights:

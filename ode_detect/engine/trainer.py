@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from ode_detect.ode import SolveRecord, record_solves
 
 from .checkpoint import Checkpointer
+from .config import ConfigError
 from .optimizer import build_optimizer
 from .stream import build_stream, random_state, random_state_kept, set_random_state
 from .task import Task
@@ -50,7 +51,7 @@ class Trainer(SimpleTrainer):
     """
 
     def __init__(self, cfg: CfgNode, task: Task, evaluate: Callable[[nn.Module], dict[str, Any]]) -> None:
-        model = build_model(cfg)
+        model = build_network(cfg)
         optimizer = build_optimizer(cfg, model)
         self._cfg, self._task = cfg, task
         parallel = create_ddp_model(model) if comm.get_world_size() > 1 else model
@@ -275,6 +276,18 @@ class ProgressWriter(EventWriter):
             left = int((self._max_iter - done) * seconds)
             parts.append(f"{seconds:.2f} s/it  {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left")
         self._log("  ".join(parts))
+
+
+def build_network(cfg: CfgNode) -> nn.Module:
+    """Detectron2's ``build_model``.
+
+    Raises:
+        ConfigError: the config asks for what cannot be built.
+    """
+    try:
+        return build_model(cfg)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def autocast(cfg: CfgNode) -> torch.autocast:

@@ -44,7 +44,7 @@ def solve(
 ) -> Tensor:
     """The state at time ``duration``, by torchdiffeq; solved in float32 or float64, and given back in h's dtype.
 
-    The field is evaluated in h's dtype. A field in pieces is solved piece by piece, since no error estimate sees a jump.
+    The field is evaluated in h's dtype. A field in pieces is solved piece by piece: no error estimate sees a jump.
 
     Args:
         field: the vector field.
@@ -200,10 +200,12 @@ class _Watched:
         if moves and finite:
             return
         finite = finite and bool(torch.isfinite(self._slope).all())
-        raise self._error(StepUnderflowError if finite else NonFiniteStateError, t, f"step size {float(dt):.3g}")
+        raise self._error(
+            StepUnderflowError if finite else NonFiniteStateError, t, f"step size {float(dt.detach()):.3g}"
+        )
 
     def _error(self, kind: type[SolveError], t: Tensor, step: str) -> SolveError:
-        return kind(block=self._block, time=float(t), step=step, evaluations=self._spent[self._tally.phase])
+        return kind(block=self._block, time=float(t.detach()), step=step, evaluations=self._spent[self._tally.phase])
 
 
 class _FixedGrid(FixedGridODESolver):

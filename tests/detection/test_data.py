@@ -116,3 +116,47 @@ def test_the_squares_are_what_the_tests_think(squares: Path) -> None:
     content = json.loads((squares / "train.json").read_text())
     assert len(content["images"]) == 8
     assert {a["image_id"] for a in content["annotations"]}.isdisjoint({3, 6})
+
+
+def test_a_picture_that_is_cut_short_is_named(cfg: CfgNode, tmp_path: Path) -> None:
+    (name,) = cfg.DATASETS.TRAIN
+    record = DatasetCatalog.get(name)[0]
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(Path(record["file_name"]).read_bytes()[:3000])
+    with pytest.raises(DatasetError, match=r"cut\.png cannot be read"):
+        Mapper(cfg, is_train=True)({**record, "file_name": str(cut)})
+
+
+def test_a_picture_of_another_size_than_annotated_is_named(cfg: CfgNode) -> None:
+    (name,) = cfg.DATASETS.TRAIN
+    record = DatasetCatalog.get(name)[0]
+    with pytest.raises(DatasetError, match=r"0\.png cannot be read as the picture"):
+        Mapper(cfg, is_train=True)({**record, "width": 95})
+
+
+def test_a_box_without_area_is_not_trained_on(cfg: CfgNode) -> None:
+    (name,) = cfg.DATASETS.TRAIN
+    record = DatasetCatalog.get(name)[0]
+    cfg.INPUT.CROP.ENABLED = False
+    record["annotations"] = [{**record["annotations"][0], "bbox": [10, 10, 0, 20]}]
+    assert len(Mapper(cfg, is_train=True)(record)["instances"]) == 0
+
+
+@pytest.mark.parametrize("content", ["{}", "not json", '{"images": [], "annotations": [], "categories": []}'])
+def test_annotations_that_cannot_be_used_are_refused(cfg: CfgNode, tmp_path: Path, content: str) -> None:
+    (tmp_path / "bad.json").write_text(content)
+    other = cfg.clone()
+    other.DATASETS.CUSTOM = [
+        {"NAME": f"bad {tmp_path}", "IMAGES": str(tmp_path), "ANNOTATIONS": str(tmp_path / "bad.json")}
+    ]
+    other.DATASETS.TRAIN = (f"bad {tmp_path}",)
+    register_datasets(other)
+    with pytest.raises(DatasetError, match="COCO JSON"):
+        train_data(other)
+
+
+def test_more_classes_than_the_network_has_are_refused(cfg: CfgNode) -> None:
+    other = cfg.clone()
+    other.MODEL.ROI_HEADS.NUM_CLASSES = 0
+    with pytest.raises(DatasetError, match=r"set MODEL\.ROI_HEADS\.NUM_CLASSES 1"):
+        train_data(other)

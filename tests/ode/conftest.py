@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -21,8 +21,11 @@ class SmoothConv(nn.Module):
 
 
 @pytest.fixture(autouse=True)
-def seed() -> None:
+def seed() -> Iterator[None]:
     torch.manual_seed(0)
+    torch.set_warn_always(True)  # not only in the first test that meets a warning
+    yield
+    torch.set_warn_always(False)
 
 
 @pytest.fixture

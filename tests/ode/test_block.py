@@ -30,7 +30,7 @@ from ode_detect.ode.gradients import GRADIENTS
 from ode_detect.ode.pieces import PIECES
 from ode_detect.ode.solvers import TABLEAUS
 
-SOLVERS = [*(FixedStep(method, steps=2) for method in TABLEAUS), Adaptive("dopri5"), Adaptive("rk4", steps=2)]
+SOLVERS = [*(FixedStep(method, steps=2) for method in TABLEAUS), Adaptive(rtol=0.2, atol=0.2), Adaptive("rk4", steps=1)]
 every_solver = pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: f"{type(s).__name__}-{s.method}")
 every_gradient = pytest.mark.parametrize("gradient", GRADIENTS)
 
@@ -53,8 +53,7 @@ def build(lively):
 def test_shape_dtype_and_layout(gradient, solver, build):
     block = build(solver=solver, gradient=gradient).to(memory_format=torch.channels_last)
     inputs = [
-        torch.randn(1, 4, 1, 9),
-        torch.randn(2, 4, 7, 5),
+        torch.randn(1, 4, 3, 9),
         torch.randn(2, 4, 7, 5).to(memory_format=torch.channels_last),
     ]
     for x in inputs:
@@ -90,7 +89,7 @@ def test_an_empty_batch(gradient, solver, build):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bfloat16_autocast(dtype, gradient, solver, build):
     block = build("piecewise", solver=solver, gradient=gradient)
-    h = torch.randn(2, 4, 5, 5).to(dtype).requires_grad_()
+    h = torch.randn(1, 4, 3, 3).to(dtype).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         out = block(h)
     assert out.dtype == dtype
@@ -127,7 +126,7 @@ def blocks_by_hand(fields, h, projection):
 
 @pytest.mark.parametrize("gradient", ["backprop", "checkpoint"])
 @pytest.mark.parametrize("projection", ["none", "relu"])
-@pytest.mark.parametrize("count", [1, 3, 22])
+@pytest.mark.parametrize("count", [1, 5])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_euler_over_n_pieces_is_n_residual_blocks_bit_for_bit(autocast, count, projection, gradient, build):
     solver = FixedStep("euler", steps=count, projection=projection)
@@ -156,13 +155,13 @@ def test_the_dial_turns_after_construction(smooth_conv):
         block.solver = Adaptive("dopri8", rtol=1e-10, atol=1e-10)
         exact = block(h)
         errors = {}
-        for method, steps in itertools.product(TABLEAUS, (2, 4, 8, 16)):
+        for method, steps in itertools.product(TABLEAUS, (2, 4, 8)):
             block.solver = FixedStep(method, steps=steps)
             errors[method, steps] = float((block(h) - exact).abs().max())
     for method in TABLEAUS:
-        for steps in (4, 8, 16):
+        for steps in (4, 8):
             assert errors[method, steps] < errors[method, steps // 2] / 1.5
-    assert errors["rk4", 16] < errors["midpoint", 16] < errors["euler", 16]
+    assert errors["rk4", 8] < errors["midpoint", 8] < errors["euler", 8]
 
 
 def test_solver_and_gradient_are_no_part_of_the_weights(build):
@@ -244,7 +243,7 @@ def test_durations_out_of_range(duration):
 
 @pytest.mark.parametrize("solver", ["rk4", FixedStep, 4])
 def test_a_solver_is_a_value(solver):
-    with pytest.raises(TypeError, match="a FixedStep or an Adaptive, not .*try FixedStep"):
+    with pytest.raises(TypeError, match=r"a FixedStep or an Adaptive, not .*try FixedStep"):
         ODEBlock(field=nn.Identity(), solver=solver)
 
 
@@ -319,7 +318,7 @@ class Gain(nn.Module):
 
 def compiled_equals_eager(block, h, backend, **tolerances):
     torch._dynamo.reset()
-    parameters = [p for p in block.parameters()]
+    parameters = list(block.parameters())
     results = []
     for run in (block, torch.compile(block, fullgraph=True, backend=backend)):
         state = h.clone().requires_grad_()
@@ -385,8 +384,8 @@ def test_ode_imports_without_detectron2_and_torchvision():
 def test_a_seeded_walk_over_solvers_keeps_its_promises(method):
     """Random sizes, pieces and tolerances: the identity stays (nearly) the identity, whatever solves it."""
     generator = torch.Generator().manual_seed(len(method))
-    for _ in range(4):
-        n, h, w, count = (int(torch.randint(1, 5, (), generator=generator)) for _ in range(4))
+    for _ in range(2):
+        n, h, w, count = (int(torch.randint(1, 4, (), generator=generator)) for _ in range(4))
         field = PiecewiseConstant([BasicField(channels=2, norm="none") for _ in range(count)])
         block = ODEBlock(field=field, solver=Adaptive(method, steps=count))
         x = torch.randn(n, 2, h, w, generator=generator)

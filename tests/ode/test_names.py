@@ -16,7 +16,7 @@ def test_an_unknown_name_lists_the_known_and_the_nearest(wrong, near):
 
 @pytest.mark.parametrize("wrong", ["zzz", "", None, 99, ["dopri5"]])
 def test_nothing_is_near(wrong):
-    with pytest.raises(UnknownNameError, match="known are euler, rk4.$"):
+    with pytest.raises(UnknownNameError, match=r"known are euler, rk4.$"):
         check_name(wrong, ["rk4", "euler"], "method")
 
 

@@ -100,6 +100,7 @@ def test_adaptive_steps_against_torchdiffeqs_own_callbacks(method, gradient):
 def test_steps_of_methods_that_do_not_adapt():
     for method, accepted in (("rk4", 6), ("implicit_adams", 6), ("scipy_solver", 0)):
         block = ODEBlock(field=Stiff(), solver=Adaptive(method, steps=6, rtol=1.0, atol=1.0))
+        nn.init.ones_(block.field.rate)
         with record_solves(block) as record, torch.no_grad():
             block(state())
         assert record.total.accepted == accepted

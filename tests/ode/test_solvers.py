@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -204,7 +205,7 @@ def test_a_grid_meets_the_pieces_exactly(pieces, factor):
     grid = list(FixedStep(steps=pieces * factor).grid(float(pieces)))
     assert [start for start, _ in grid[::factor]] == list(range(pieces))
     assert grid[-1][1] == pieces
-    assert all(end == start for (_, end), (start, _) in zip(grid, grid[1:], strict=False))
+    assert all(end == start for (_, end), (start, _) in itertools.pairwise(grid))
 
 
 @pytest.mark.parametrize("make", [FixedStep(), Adaptive()])
