@@ -13,7 +13,6 @@ import argparse
 import shlex
 import sys
 
-from ode_detect.engine.config import load_config
 from ode_detect.engine.launch import run_tool
 
 
@@ -31,6 +30,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> None:
     """Parse, build, run, report."""
+    from ode_detect.engine.config import load_config
     from ode_detect.engine.run import evaluate_only, open_run, train
     from ode_detect.report.results import to_text
 

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from ode_detect.backbones import discrete_names
 
-
 # Where numpy 1 keeps what numpy 2 keeps in numpy._core.
 _OLD = "numpy.core.multiarray"
 

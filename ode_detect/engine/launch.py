@@ -2,42 +2,43 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import warnings
 from collections.abc import Callable
-
-from ode_detect.detection.data import DatasetError
-from ode_detect.ode import SolveError
-from ode_detect.ode.names import UnknownNameError
-
-from .checkpoint import CheckpointError
-from .config import ConfigError
-from .trainer import Interrupted
-
-MISTAKES = (ConfigError, CheckpointError, DatasetError, SolveError, UnknownNameError)
 
 
 def run_tool(main: Callable[[list[str]], None], arguments: list[str]) -> int:
     """Run a tool.
 
     Args:
-        main: the tool.
+        main: the tool; it imports Detectron2 itself, not the module that it stands in.
         arguments: its command line.
 
     Returns:
         Exit code: 0 done, 2 a mistake that the message explains, 130 stopped by the user.
     """
+    # Detectron2 and fvcore use what torch will drop one day; a user can do nothing about it.
+    warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
+    warnings.filterwarnings("ignore", message="torch.meshgrid")
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    from ode_detect.detection.data import DatasetError
+    from ode_detect.ode import SolveError
+    from ode_detect.ode.names import UnknownNameError
+
+    from .checkpoint import CheckpointError
+    from .config import ConfigError
+    from .trainer import Interrupted
+
     try:
         main(arguments)
-    except MISTAKES as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (ConfigError, CheckpointError, DatasetError, SolveError, UnknownNameError) as error:
+        return _fail(str(error))
     except FloatingPointError as error:
-        print(
-            f"error: {error}\nThe last checkpoint is from before that. Lower SOLVER.BASE_LR, or set "
-            "SOLVER.CLIP_GRADIENTS.ENABLED True, and go on by --resume.",
-            file=sys.stderr,
+        return _fail(
+            f"{error}\nThe last checkpoint is from before that. Lower SOLVER.BASE_LR, or set "
+            "SOLVER.CLIP_GRADIENTS.ENABLED True, and go on by --resume."
         )
-        return 2
     except Interrupted as stop:
         print(f"{stop} Go on with the same command and --resume.", file=sys.stderr)
         return 130
@@ -45,3 +46,8 @@ def run_tool(main: Callable[[list[str]], None], arguments: list[str]) -> int:
         print("stopped at once; --resume goes on from the last checkpoint.", file=sys.stderr)
         return 130
     return 0
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
