@@ -83,6 +83,8 @@ def test_pictures_without_an_up_come_in_all_orientations(cfg: CfgNode) -> None:
     (name,) = cfg.DATASETS.TRAIN
     cfg.INPUT.CROP.ENABLED = False
     cfg.INPUT.SCALE_JITTER = []
+    cfg.INPUT.COLOR_JITTER = 0.0
+    cfg.INPUT.ANY_ORIENTATION = True
     mapper = Mapper(cfg, is_train=True)
     np.random.seed(0)
     seen = {mapper(DatasetCatalog.get(name)[0])["image"].numpy().tobytes() for _ in range(60)}
@@ -93,6 +95,8 @@ def test_boxes_turn_with_the_picture(cfg: CfgNode) -> None:
     (name,) = cfg.DATASETS.TRAIN
     cfg.INPUT.CROP.ENABLED = False
     cfg.INPUT.MIN_VISIBLE = 0.0
+    cfg.INPUT.COLOR_JITTER = 0.0
+    cfg.INPUT.ANY_ORIENTATION = True
     mapper = Mapper(cfg, is_train=True)
     record = DatasetCatalog.get(name)[0]
     np.random.seed(1)
@@ -101,6 +105,22 @@ def test_boxes_turn_with_the_picture(cfg: CfgNode) -> None:
         for x0, y0, x1, y1 in example["instances"].gt_boxes.tensor.round().long().tolist():
             inside = example["image"][:, y0 + 3 : y1 - 2, x0 + 3 : x1 - 2].float()
             assert inside.mean() > 230, "squares are white"
+
+
+def test_colours_are_jittered_only_if_asked(cfg: CfgNode) -> None:
+    (name,) = cfg.DATASETS.TRAIN
+    cfg.INPUT.CROP.ENABLED = False
+    cfg.INPUT.SCALE_JITTER = []
+    means = {}
+    for strength in (0.0, 0.3):
+        cfg.INPUT.COLOR_JITTER = strength
+        mapper = Mapper(cfg, is_train=True)
+        np.random.seed(0)
+        means[strength] = {
+            round(float(mapper(DatasetCatalog.get(name)[0])["image"].float().mean()), 3) for _ in range(10)
+        }
+    assert len(means[0.0]) == 1
+    assert len(means[0.3]) == 10
 
 
 def test_scale_is_drawn_evenly_in_the_logarithm() -> None:

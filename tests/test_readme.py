@@ -1,0 +1,39 @@
+"""The README and the results that it shows."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from ode_detect.report.readme import fill
+from ode_detect.report.results import Results
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = sorted((ROOT / "results").glob("*.json"))
+
+
+def test_the_tables_are_those_of_the_results() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert fill(text, ROOT) == text, "run python tools/update_readme.py"
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda p: p.name)
+def test_a_claim_has_a_twin_and_an_ablation_and_a_commit(path: Path) -> None:
+    results = Results.read(path)
+    assert {"ode", "twin", "ablation"} <= {row.role for row in results.rows}
+    assert "dirty" not in results.commit
+    assert results.commit != "unknown"
+
+
+def test_the_quickstart_keeps_its_promise() -> None:
+    rows = Results.read(ROOT / "results" / "quickstart.json").rows
+    ode = [row for row in rows if row.role == "ode"]
+    assert all(row.metrics["AP50"] >= 0.30 for row in ode)
+    assert all(row.cost["train_minutes"] < 10 for row in ode)
+
+
+def test_files_that_the_readme_links_are_there() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("http")]
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []

@@ -1,0 +1,47 @@
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from ode_detect.report.results import Results, Row
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("merge_results", ROOT / "tools" / "merge_results.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_folder(folder: Path, role: str, protocol: str = "p") -> Path:
+    row = Row(name=role, role=role, seed=0, config="c.yaml", metrics={"AP50": 0.5}, cost={"parameters": 7})
+    Results(
+        what="w",
+        command=f"train {role}",
+        commit="abc",
+        date="2026-01-01",
+        machine={"cores": 2},
+        protocol=protocol,
+        rows=(row,),
+    ).write(folder / "results.json")
+    return folder
+
+
+def test_runs_are_joined_into_one_file(tool, tmp_path: Path, capsys) -> None:
+    runs = [str(run_folder(tmp_path / role, role)) for role in ("ode", "twin", "ablation")]
+    assert tool.main([*runs, "--output", str(tmp_path / "all.json")]) == 0
+    joined = Results.read(tmp_path / "all.json")
+    assert [row.role for row in joined.rows] == ["ode", "twin", "ablation"]
+    assert joined.command.splitlines() == ["train ode", "train twin", "train ablation"]
+    assert "AP50" in capsys.readouterr().out
+
+
+def test_what_cannot_be_joined_is_told(tool, tmp_path: Path, capsys) -> None:
+    runs = [str(run_folder(tmp_path / "a", "ode")), str(run_folder(tmp_path / "b", "twin", protocol="another"))]
+    assert tool.main([*runs, "--output", str(tmp_path / "all.json")]) == 2
+    assert "protocol" in capsys.readouterr().err
+    assert tool.main([str(tmp_path / "none"), "--output", str(tmp_path / "all.json")]) == 2
+    assert not (tmp_path / "all.json").exists()
