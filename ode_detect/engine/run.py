@@ -84,6 +84,7 @@ def open_run(cfg: CfgNode, *, command: str, config_file: str, resume: bool, eval
     if not evaluating:
         _check_frozen(cfg)
     _settle_seed(cfg, folder, resume)
+    changes = _changes(cfg, folder / "config.yaml") if resume else []
     cfg.freeze()
     seed_everything(cfg.SEED + comm.get_rank())
     if comm.is_main_process():
@@ -91,6 +92,8 @@ def open_run(cfg: CfgNode, *, command: str, config_file: str, resume: bool, eval
         (folder / "config.yaml").write_text(cfg.dump())
         (folder / "environment.json").write_text(json.dumps(environment(command), indent=2) + "\n")
     _log_into(folder)
+    for change in changes:
+        logger.warning("the run began with another value of %s", change)
     return Run(cfg, task, folder, command, config_file)
 
 
@@ -256,6 +259,21 @@ def _settle_seed(cfg: CfgNode, folder: Path, resume: bool) -> None:
         cfg.SEED = CfgNode.load_yaml_with_base(str(begun))["SEED"]
     else:
         cfg.SEED = secrets.randbelow(2**31)
+
+
+def _changes(cfg: CfgNode, begun: Path) -> list[str]:
+    """The keys in which a config differs from the one that a run began with, each with both values."""
+    if not begun.exists():
+        return []
+    before, now = _flat(CfgNode.load_yaml_with_base(str(begun))), _flat(CfgNode.load_cfg(cfg.dump()))
+    return [f"{k}: {before[k]!r}, now {now[k]!r}" for k in now if k in before and before[k] != now[k]]
+
+
+def _flat(node: CfgNode, prefix: str = "") -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in node.items():
+        values |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return values
 
 
 def _check_frozen(cfg: CfgNode) -> None:

@@ -193,3 +193,11 @@ def test_a_seed_that_is_left_open_is_drawn_once_and_kept_by_a_resume(squares_run
     assert first.cfg.SEED >= 0
     again = open_run(squares_run("open", "SEED", "-1"), resume=True)
     assert again.cfg.SEED == first.cfg.SEED
+
+
+def test_a_resume_with_another_config_tells_what_changed(squares_run: Overrides) -> None:
+    run = open_run(squares_run("changed"))
+    open_run(squares_run("changed"), resume=True)
+    assert "another value" not in (run.folder / "log.txt").read_text()
+    open_run(squares_run("changed", "SOLVER.BASE_LR", "0.5"), resume=True)
+    assert "another value of SOLVER.BASE_LR: 0.001, now 0.5" in (run.folder / "log.txt").read_text()

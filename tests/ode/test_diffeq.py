@@ -174,6 +174,19 @@ def test_scipy_on_a_real_field(smooth_conv):
         np.testing.assert_allclose(out.numpy().ravel(), reference, rtol=0, atol=tolerance, err_msg=str(solver))
 
 
+@pytest.mark.parametrize("method", [m for m in FIXED if m not in MULTISTEP])  # those remember slopes across the jump
+def test_a_jump_that_nobody_declared_falls_between_steps(method):
+    """A field of the user's own that jumps at time 1, where a step ends: each step sees its own side."""
+
+    class Jumps(nn.Module):
+        def forward(self, t, h):
+            return torch.full_like(h, 1.0 if t < 1 else -3.0)
+
+    h = start()
+    out = ODEBlock(field=Jumps(), solver=Adaptive(method, steps=4), duration=2.0)(h)
+    torch.testing.assert_close(out, h - 2.0, rtol=0, atol=1e-14)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("method", ADAPTING)
 def test_torchdiffeq_itself_gives_the_same_bits(method, dtype, smooth_conv):
