@@ -20,10 +20,10 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         results = merge(args.runs)
-    except ResultsError as error:
+        results.write(args.output)
+    except (ResultsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    results.write(args.output)
     print(to_text(results))
     return 0
 

@@ -100,7 +100,8 @@ def discrete_names(names: list[str]) -> dict[str, str]:
     """What the tensors of an ODE-ResNet are called in the ResNet that has the same blocks.
 
     Piece k of the flow of a stage is block k + 1 of that stage: ``res4.1.flow.field.pieces.2.conv1.weight`` is
-    ``res4.3.conv1.weight``. A flow with constant weights is block 1.
+    ``res4.3.conv1.weight``. A flow with constant weights is block 1. Knots of hat functions are named the same way, but
+    such a flow, which blends them, does not compute what the blocks do.
 
     Args:
         names: tensor names of a model.
@@ -118,6 +119,11 @@ def _plan(cfg: CfgNode) -> list[_Stage]:
     counts = BLOCKS_PER_STAGE.get(resnet.DEPTH)
     if counts is None:
         raise ValueError(f"MODEL.RESNETS.DEPTH is one of {', '.join(map(str, BLOCKS_PER_STAGE))}, not {resnet.DEPTH}.")
+    if resnet.DEPTH < 50 and resnet.RES2_OUT_CHANNELS != resnet.STEM_OUT_CHANNELS:
+        raise ValueError(
+            f"in a ResNet-{resnet.DEPTH} res2 has as many channels as the stem, not {resnet.RES2_OUT_CHANNELS} after "
+            f"{resnet.STEM_OUT_CHANNELS}; set MODEL.RESNETS.RES2_OUT_CHANNELS {resnet.STEM_OUT_CHANNELS}."
+        )
     stages, inputs, outputs = [], resnet.STEM_OUT_CHANNELS, resnet.RES2_OUT_CHANNELS
     bottleneck = resnet.NUM_GROUPS * resnet.WIDTH_PER_GROUP
     for index, (name, count) in enumerate(zip(STAGES, counts, strict=True)):
@@ -177,6 +183,11 @@ def _tail(cfg: CfgNode, stage: _Stage) -> list[CNNBlockBase]:
 
 def _flow(cfg: CfgNode, stage: _Stage) -> ODEBlock:
     ode = cfg.MODEL.ODE
+    if ode.GRADIENT == "adjoint" and ode.PROJECTION != "none":
+        raise ValueError(
+            f"MODEL.ODE.GRADIENT adjoint integrates a smooth flow, not one projected by {ode.PROJECTION!r}; "
+            "set MODEL.ODE.PROJECTION none, or GRADIENT checkpoint."
+        )
     count = ode.NUM_PIECES or (1 if ode.PIECES == "constant" else stage.blocks - 1)
     return ODEBlock(
         field=in_pieces(ode.PIECES, count, lambda: _field(cfg, stage)),

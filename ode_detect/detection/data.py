@@ -41,10 +41,10 @@ def register_datasets(cfg: CfgNode) -> None:
         _register(f"trees_{part}", trees / "annotations" / f"{part}.json", trees / part)
     for entry in cfg.DATASETS.CUSTOM:
         keys = {"NAME", "IMAGES", "ANNOTATIONS"}
-        if set(entry) != keys:
+        if not isinstance(entry, dict) or set(entry) != keys:
             raise DatasetError(
                 f"an entry of DATASETS.CUSTOM has the keys NAME, IMAGES and ANNOTATIONS, and this one has "
-                f"{', '.join(sorted(entry)) or 'none'}; "
+                f"{', '.join(sorted(entry)) if isinstance(entry, dict) and entry else 'none'}; "
                 "write {NAME: my_train, IMAGES: folder, ANNOTATIONS: file.json}."
             )
         _register(entry["NAME"], Path(entry["ANNOTATIONS"]), Path(entry["IMAGES"]))
@@ -84,22 +84,41 @@ def train_data(cfg: CfgNode) -> tuple[list[dict[str, Any]], DatasetMapper]:
         DatasetError: files are missing, cannot be read, hold no picture, or have more classes than the network.
     """
     names = list(cfg.DATASETS.TRAIN)
-    require_datasets(names)
-    try:
-        dicts = get_detection_dataset_dicts(names, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
-    except (AssertionError, ValueError, KeyError) as error:
-        raise DatasetError(
-            f"the annotations of {', '.join(names)} cannot be used ({type(error).__name__}: {error}). "
-            "They must be COCO JSON with at least one picture; datasets/README.md shows the form."
-        ) from error
+    dicts = read_dataset(names, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
     _check_classes(cfg, names)
     return dicts, Mapper(cfg, is_train=True)
 
 
 def test_loader(cfg: CfgNode, name: str) -> Any:
     """Detectron2's loader of a data set in order, without augmentation; one picture at a time."""
-    require_datasets([name])
-    return build_detection_test_loader(cfg, name)
+    return build_detection_test_loader(read_dataset([name]), mapper=Mapper(cfg, is_train=False))
+
+
+def check_test_data(cfg: CfgNode) -> None:
+    """Read the data sets of ``DATASETS.TEST`` before hours of training, not after.
+
+    Raises:
+        DatasetError: as for `train_data`.
+    """
+    for name in cfg.DATASETS.TEST:
+        read_dataset([name])
+        _check_classes(cfg, [name])
+
+
+def read_dataset(names: list[str], *, filter_empty: bool = False) -> list[dict[str, Any]]:
+    """Dataset dicts in Detectron2's format.
+
+    Raises:
+        DatasetError: files are missing, cannot be read, or hold no picture.
+    """
+    require_datasets(names)
+    try:
+        return get_detection_dataset_dicts(names, filter_empty=filter_empty)
+    except (AssertionError, ValueError, KeyError, OSError) as error:
+        raise DatasetError(
+            f"the annotations of {', '.join(names)} cannot be used ({type(error).__name__}: {error}). "
+            "They must be COCO JSON with at least one picture; datasets/README.md shows the form."
+        ) from error
 
 
 class Mapper(DatasetMapper):
@@ -185,7 +204,7 @@ def _check_classes(cfg: CfgNode, names: list[str]) -> None:
     head = cfg.MODEL.RETINANET if "RETINANET" in key else cfg.MODEL.ROI_HEADS
     for name in names:
         classes = MetadataCatalog.get(name).get("thing_classes", [])
-        if len(classes) > head.NUM_CLASSES:
+        if len(classes) != head.NUM_CLASSES:
             raise DatasetError(
                 f"{name} has {len(classes)} classes and the network {head.NUM_CLASSES}; set {key} {len(classes)}."
             )

@@ -25,10 +25,12 @@ def build_evaluator(cfg: CfgNode, name: str, output_dir: str) -> DatasetEvaluato
 
 
 def metrics(results: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Metrics as fractions, from an evaluator's percents; one that does not exist (no large object, say) is left out.
+    """Metrics as fractions, from an evaluator's percents.
+
+    One that does not exist (no large object, say) is left out, and so are those of single classes.
 
     Args:
         results: ``{"bbox": {"AP": 31.4, ...}}``.
     """
     boxes = results.get("bbox", {})
-    return {key: value / 100 for key, value in boxes.items() if math.isfinite(value)}
+    return {key: value / 100 for key, value in boxes.items() if math.isfinite(value) and not key.startswith("AP-")}

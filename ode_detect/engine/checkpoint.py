@@ -60,7 +60,7 @@ class Coverage:
         filled = [name for name in everything if name in self.loaded]
         rows.append(("all", len(filled), len(everything) - len(filled), self._share(filled, everything)))
         table = tabulate(rows, headers=("part", "tensors loaded", "new", "share of elements"), tablefmt="github")
-        unused = Counter(name.split(".")[0] for name in self.unused)
+        unused = Counter(map(_part, self.unused))
         note = ", ".join(f"{name} ({count})" for name, count in unused.items())
         return f"{table}\nnot used of the file: {note or 'nothing'}"
 
@@ -107,7 +107,7 @@ class Checkpointer(DetectionCheckpointer):
             return None
         if "://" not in path and not Path(path).is_file():
             raise CheckpointError(f"there is no checkpoint {path!r}; MODEL.WEIGHTS names a file, or '' for none.")
-        self.load(path, checkpointables=[])
+        self._load_or_explain(path, checkpointables=[])
         if comm.is_main_process():
             logging.getLogger("ode_detect.engine").info("%s:\n%s", path, self.coverage)
         self._refuse_bad_fit(path, self.coverage, whole)
@@ -122,13 +122,27 @@ class Checkpointer(DetectionCheckpointer):
         if not self.has_checkpoint():
             return 0
         path = self.get_checkpoint_file()
-        rest = self.load(path)
+        if not Path(path).is_file():
+            raise CheckpointError(
+                f"the run goes on from {path}, which is not there. Write the name of another checkpoint in that folder "
+                "into its file last_checkpoint, or begin anew in another OUTPUT_DIR."
+            )
+        rest = self._load_or_explain(path)
         if self.coverage.missing or self.coverage.misfits:
             raise CheckpointError(
                 f"{path} is of another network than the config builds, so the run cannot go on:\n{self.coverage}\n"
                 "Give the config that the run began with, or another OUTPUT_DIR."
             )
-        return int(rest["iteration"]) + 1 if "iteration" in rest else int(self.checkpointables["trainer"].iter) + 1
+        return int(rest["iteration"] if "iteration" in rest else self.checkpointables["trainer"].iter) + 1
+
+    def _load_or_explain(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        try:
+            return self.load(path, checkpointables)
+        except (OSError, AssertionError, TypeError, AttributeError, KeyError) as error:
+            raise CheckpointError(
+                f"{path} cannot be loaded ({type(error).__name__}: {error}). It must be a file of weights by name, or "
+                "an address that this machine can reach."
+            ) from error
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name``.pth; a kill while writing leaves the file as it was before."""
@@ -191,15 +205,21 @@ class Checkpointer(DetectionCheckpointer):
         bottom = (
             "backbone.bottom_up." if any(n.startswith("backbone.bottom_up.") for n in coverage.sizes) else "backbone."
         )
-        whole = whole or any(not name.startswith("backbone.") and not _is_input(name) for name in coverage.loaded)
+        # The res5 that a C4 head holds comes with the backbone's weights.
+        whole = whole or any(
+            not n.startswith("backbone.") and ".res5." not in n and not _is_input(n) for n in coverage.loaded
+        )
         missing = [n for n in coverage.missing if not _is_input(n) and (whole or n.startswith(bottom))]
-        if self.allow_partial or not (missing or coverage.misfits):
+        dropped = [n for n in coverage.unused if re.search(r"\bres[2-5]\.\d+\.", n)]
+        if self.allow_partial or not (missing or dropped or coverage.misfits):
             return
-        shapes = [f"{name}: {theirs} in the file, {ours} here" for name, theirs, ours in coverage.misfits]
-        listed = "\n  ".join([*shapes, *(f"{name}: not in the file" for name in missing)][:8])
+        lines = [f"{name}: {theirs} in the file, {ours} here" for name, theirs, ours in coverage.misfits]
+        lines += [f"{name}: not in the file" for name in missing]
+        lines += [f"{name}: in the file, and the network has no place for it" for name in dropped]
+        listed = "\n  ".join(lines[:8])
         raise CheckpointError(
-            f"{path} does not fill the network; {len(missing) + len(shapes)} tensors do not fit:\n  {listed}\n"
-            "Give the weights that belong to the config, or set MODEL.ALLOW_PARTIAL_WEIGHTS True to start those anew."
+            f"{path} does not fit the network in {len(lines)} tensors:\n  {listed}\n"
+            "Give the weights that belong to the config, or set MODEL.ALLOW_PARTIAL_WEIGHTS True to go on all the same."
         )
 
 

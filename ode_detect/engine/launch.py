@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -33,11 +34,14 @@ def run_tool(main: Callable[[list[str]], None], arguments: list[str]) -> int:
     try:
         main(arguments)
     except (ConfigError, CheckpointError, DatasetError, SolveError, UnknownNameError) as error:
-        return _fail(str(error))
+        # An error from a process that loads pictures brings its traceback in its text.
+        return _fail(re.split(r"\n[\w.]*Error: ", str(error))[-1])
+    except OSError as error:
+        return _fail(f"{error}. Check that the path exists and can be written, and that the disk is not full.")
     except FloatingPointError as error:
         return _fail(
-            f"{error}\nThe last checkpoint is from before that. Lower SOLVER.BASE_LR, or set "
-            "SOLVER.CLIP_GRADIENTS.ENABLED True, and go on by --resume."
+            f"{error}\nA resumed run would come to the same end. Begin anew in another OUTPUT_DIR, with a lower "
+            "SOLVER.BASE_LR or with SOLVER.CLIP_GRADIENTS.ENABLED True; MODEL.WEIGHTS may name the last checkpoint."
         )
     except Interrupted as stop:
         print(f"{stop} Go on with the same command and --resume.", file=sys.stderr)

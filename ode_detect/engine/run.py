@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 import json
 import logging
+import os
 import secrets
-import statistics
-import sys
-import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
@@ -21,17 +18,17 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.evaluation import inference_on_dataset
 from detectron2.evaluation.evaluator import inference_context
-from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from ode_detect.ode import record_solves
+from ode_detect.ode import ODEBlock, record_solves
 from ode_detect.ode.record import MultiplyAdds
-from ode_detect.report.plots import plot_losses, plot_metric, read_metrics
+from ode_detect.report.pictures import PictureError
+from ode_detect.report.plots import MetricsError, plot_losses, plot_metric, read_metrics
 from ode_detect.report.results import Results, Row, commit, machine
 
 from .checkpoint import Checkpointer, CheckpointError
-from .config import ConfigError
+from .config import ConfigError, load_config
 from .stream import seed_everything
 from .task import Task, get_task
 from .trainer import Trainer, autocast, build_network
@@ -73,6 +70,8 @@ def open_run(cfg: CfgNode, *, command: str, config_file: str, resume: bool, eval
         DatasetError: data that the config asks for is not there.
     """
     task = get_task(cfg)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("training in several processes is not there yet; start one process, without torchrun.")
     folder = Path(cfg.OUTPUT_DIR) / ("evaluation" if evaluating else "")
     holds_run = (folder / "last_checkpoint").exists() or (folder / "metrics.json").exists()
     if holds_run and not (resume or evaluating):
@@ -80,15 +79,19 @@ def open_run(cfg: CfgNode, *, command: str, config_file: str, resume: bool, eval
             f"{folder} already holds a run, which would be overwritten. Go on with it by --resume, or choose another "
             "folder by OUTPUT_DIR."
         )
+    if not cfg.DATASETS.TEST:
+        raise ConfigError("DATASETS.TEST is empty; a run is evaluated on at least one data set, so name one.")
     task.require([*(() if evaluating else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST])
+    task.check_test(cfg)
     if not evaluating:
         _check_frozen(cfg)
-    _settle_seed(cfg, folder, resume)
+    _settle_seed(cfg, resume or evaluating)
     changes = _changes(cfg, folder / "config.yaml") if resume else []
     cfg.freeze()
-    seed_everything(cfg.SEED + comm.get_rank())
-    if comm.is_main_process():
-        folder.mkdir(parents=True, exist_ok=True)
+    seed_everything(cfg.SEED)
+    folder.mkdir(parents=True, exist_ok=True)
+    # A resumed run keeps the words it began with: its results are theirs.
+    if not (resume and holds_run):
         (folder / "config.yaml").write_text(cfg.dump())
         (folder / "environment.json").write_text(json.dumps(environment(command), indent=2) + "\n")
     _log_into(folder)
@@ -125,10 +128,13 @@ def evaluate_only(run: Run) -> Results:
     """
     model = build_network(run.cfg)
     checkpointer = Checkpointer(model, run.cfg.OUTPUT_DIR, allow_partial=run.cfg.MODEL.ALLOW_PARTIAL_WEIGHTS)
-    weights = run.cfg.MODEL.WEIGHTS or checkpointer.get_checkpoint_file()
+    # The weights that the config starts a training with are not those of the run that it made.
+    started_with = load_config(run.config_file).MODEL.WEIGHTS
+    trained = checkpointer.get_checkpoint_file()
+    weights = trained if trained and run.cfg.MODEL.WEIGHTS in ("", started_with) else run.cfg.MODEL.WEIGHTS
     if not weights:
         raise CheckpointError(
-            f"there is nothing to evaluate: MODEL.WEIGHTS is empty and {run.folder} holds no checkpoint. "
+            f"there is nothing to evaluate: MODEL.WEIGHTS is empty and {run.cfg.OUTPUT_DIR} holds no checkpoint. "
             "Give MODEL.WEIGHTS path/to/model.pth."
         )
     checkpointer.load_weights(weights, whole=True)
@@ -139,7 +145,7 @@ def evaluate(run: Run, model: nn.Module) -> dict[str, Any]:
     """Evaluate on the data sets of ``DATASETS.TEST``.
 
     Returns:
-        The evaluator's nested results; by data set first where there are several.
+        The evaluator's nested results for the first data set; those of the others under the data set's name.
     """
     results = {}
     for name in run.cfg.DATASETS.TEST:
@@ -150,7 +156,8 @@ def evaluate(run: Run, model: nn.Module) -> dict[str, Any]:
         logging.getLogger("detectron2.pycocotools").info("%s", printed.getvalue())
         scores = "  ".join(f"{key} {value:.3f}" for key, value in run.task.metrics(results[name]).items())
         logger.info("evaluated on %s: %s", name, scores)
-    return next(iter(results.values()), {}) if len(results) < 2 else results
+    first, *others = results or {"": {}}
+    return {**results.get(first, {}), **{name: results[name] for name in others}}
 
 
 def report(run: Run, model: nn.Module, nested: dict[str, Any], *, minutes: float | None) -> Results:
@@ -162,64 +169,73 @@ def report(run: Run, model: nn.Module, nested: dict[str, Any], *, minutes: float
         nested: what `evaluate` gave for them.
         minutes: time spent training; None if nothing was trained.
     """
-    cfg, name = run.cfg, run.cfg.DATASETS.TEST[0] if run.cfg.DATASETS.TEST else ""
-    stem, role = Path(run.config_file).stem, cfg.MODEL.ODE.ROLE
-    row = Row(
-        name=stem if role == "ode" else f"{stem}_{role}",
-        role=role,
-        seed=cfg.SEED,
-        config=run.config_file,
-        metrics=run.task.metrics(nested.get(name, nested)),
-        cost=cost(run, model, minutes=minutes),
-    )
+    stem, role = Path(run.config_file).stem, _role(run.cfg, model)
+    figures = cost(run, model, minutes=minutes)
+    rows = []
+    for name in run.cfg.DATASETS.TEST:
+        title = stem if role in ("ode", "baseline") else f"{stem}_{role}"
+        rows.append(
+            Row(
+                name=title if len(run.cfg.DATASETS.TEST) == 1 else f"{title}, {name}",
+                role=role,
+                seed=run.cfg.SEED,
+                config=run.config_file,
+                metrics=run.task.metrics(nested.get(name, nested)),
+                cost=figures,
+            )
+        )
+    begun = json.loads((run.folder / "environment.json").read_text())
     results = Results(
-        what=f"{run.task.name}, {name}",
-        command=run.command,
-        commit=commit(),
+        what=f"{run.task.name}, {', '.join(run.cfg.DATASETS.TEST)}",
+        command=begun["command"],
+        commit=begun["commit"],
         date=datetime.now(timezone.utc).date().isoformat(),
         machine=machine(),
-        protocol=_protocol(cfg),
-        rows=(row,),
+        protocol=_protocol(run, trained=minutes is not None),
+        rows=tuple(rows),
     )
-    if comm.is_main_process():
-        if (run.folder / "metrics.json").exists():
-            history = read_metrics(run.folder / "metrics.json")
-            plot_losses(history, run.folder / "loss.png")
-            plot_metric(history, [run.task.metric.replace("AP50", "AP"), run.task.metric], run.folder / "ap.png")
-        if name:
-            run.task.draw(cfg, model, name, run.folder / "detections.jpg")
-        results.write(run.folder / "results.json")
+    results.write(run.folder / "results.json")
+    _illustrate(run, model)
     return results
 
 
+def _illustrate(run: Run, model: nn.Module) -> None:
+    """Plots and pictures; one that cannot be drawn is told and does not cost the rest."""
+    try:
+        if (run.folder / "metrics.json").exists():
+            history = read_metrics(run.folder / "metrics.json")
+            plot_losses(history, run.folder / "loss.png")
+            plot_metric(history, run.task.plotted, run.folder / "ap.png")
+        with autocast(run.cfg):
+            run.task.draw(run.cfg, model, run.cfg.DATASETS.TEST[0], run.folder / "detections.jpg")
+    except (MetricsError, PictureError) as error:
+        logger.warning("not drawn: %s", error)
+
+
 def cost(run: Run, model: nn.Module, *, minutes: float | None) -> dict[str, float]:
-    """What the model costs: parameters, and for one picture multiply-adds, evaluations and time.
+    """What the model costs: parameters, training, and for one picture multiply-adds and evaluations.
+
+    Latency is not among them: it is compared in one process, side by side, or not at all.
 
     Args:
-        run: the run, for its first test pictures (up to 10).
+        run: the run, for its first test picture.
         model: on its device.
         minutes: time spent training, if any.
     """
     figures: dict[str, float] = {"parameters": sum(p.numel() for p in model.parameters())}
     if minutes is not None:
         figures["train_minutes"] = round(minutes, 2)
-        figures["train_memory_mib"] = _peak_memory_mib(run.cfg.MODEL.DEVICE)
-    if not run.cfg.DATASETS.TEST:
-        return figures
-    batches = list(itertools.islice(run.task.test_loader(run.cfg, run.cfg.DATASETS.TEST[0]), 10))
-    seconds = []
-    with inference_context(model), torch.no_grad(), autocast(run.cfg):
-        with MultiplyAdds() as counter, record_solves(model, measure=False) as record:
-            model(batches[0])
-        for batch in batches:
-            began = time.perf_counter()
-            model(batch)
-            if run.cfg.MODEL.DEVICE != "cpu":
-                torch.cuda.synchronize()
-            seconds.append((time.perf_counter() - began) / len(batch))
+    batch = next(iter(run.task.test_loader(run.cfg, run.cfg.DATASETS.TEST[0])))
+    with (
+        inference_context(model),
+        torch.no_grad(),
+        autocast(run.cfg),
+        MultiplyAdds() as counter,
+        record_solves(model, measure=False) as record,
+    ):
+        model(batch)
     figures["macs"] = counter.total
     figures["evaluations"] = record.total.forward_evaluations
-    figures["latency_ms"] = round(statistics.median(seconds) * 1e3, 2)
     return figures
 
 
@@ -244,18 +260,20 @@ def environment(command: str) -> dict[str, Any]:
 def _log_into(folder: Path) -> None:
     """Everything into log.txt; on the terminal what we say ourselves, and others' warnings."""
     for name in ("ode_detect", "detectron2", "fvcore"):
-        log = setup_logger(str(folder / "log.txt"), distributed_rank=comm.get_rank(), name=name)
+        log = setup_logger(str(folder / "log.txt"), name=name)
         terminal = [h for h in log.handlers if type(h) is logging.StreamHandler]
         for handler in terminal:
             handler.setLevel(logging.INFO if name == "ode_detect" else logging.WARNING)
+            # A traceback belongs into the log; the terminal gets the message at the end.
+            handler.addFilter(lambda record: not record.exc_info)
 
 
-def _settle_seed(cfg: CfgNode, folder: Path, resume: bool) -> None:
-    """Draw the seed if the config leaves it open; a resumed run keeps the one it began with."""
+def _settle_seed(cfg: CfgNode, keep: bool) -> None:
+    """Draw the seed if the config leaves it open; or keep the one that the run in the folder began with."""
     if cfg.SEED >= 0:
         return
-    begun = folder / "config.yaml"
-    if resume and begun.exists():
+    begun = Path(cfg.OUTPUT_DIR) / "config.yaml"
+    if keep and begun.exists():
         cfg.SEED = CfgNode.load_yaml_with_base(str(begun))["SEED"]
     else:
         cfg.SEED = secrets.randbelow(2**31)
@@ -286,25 +304,19 @@ def _check_frozen(cfg: CfgNode) -> None:
         )
 
 
-def _protocol(cfg: CfgNode) -> str:
-    trained = (
-        f"trained on {', '.join(cfg.DATASETS.TRAIN)}: {cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH}"
-    )
-    start = f"from {cfg.MODEL.WEIGHTS}" if cfg.MODEL.WEIGHTS else "from scratch"
+def _role(cfg: CfgNode, model: nn.Module) -> str:
+    flows = any(isinstance(module, ODEBlock) for module in model.modules())
+    return "baseline" if cfg.MODEL.ODE.ROLE == "ode" and not flows else str(cfg.MODEL.ODE.ROLE)
+
+
+def _protocol(run: Run, *, trained: bool) -> str:
+    cfg = run.cfg
     precision = "autocast" if cfg.SOLVER.AMP.ENABLED else "float32"
-    return (
-        f"{trained} pictures, {start}, {precision}; tested on {', '.join(cfg.DATASETS.TEST)} with the last weights; "
-        "AP by pycocotools; multiply-adds, evaluations and latency of one test picture"
-    )
-
-
-def _peak_memory_mib(device: str) -> float:
-    """Peak memory: of the GPU, or of the whole process (resident) on a CPU."""
-    if device != "cpu":
-        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    if sys.platform == "win32":
-        return 0.0
-    import resource
-
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
+    tested = f"tested on {', '.join(cfg.DATASETS.TEST)}"
+    measured = f"{run.task.protocol}; multiply-adds and evaluations of one test picture"
+    if not trained:
+        return f"{tested}, {precision}, weights of {cfg.MODEL.WEIGHTS or cfg.OUTPUT_DIR}; {measured}"
+    start = f"from {cfg.MODEL.WEIGHTS}" if cfg.MODEL.WEIGHTS else "from scratch"
+    batches = f"{cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH} pictures"
+    trained_on = f"trained on {', '.join(cfg.DATASETS.TRAIN)}: {batches}, {start}, {precision}"
+    return f"{trained_on}; {tested} with the last weights; {measured}"

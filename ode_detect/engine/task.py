@@ -25,9 +25,13 @@ class Task:
 
     Attributes:
         name: as in the config.
-        metric: the main metric, as the evaluator calls it; higher is better. The best checkpoint is chosen by it.
+        metric: the main metric, as the evaluator calls it. The best checkpoint is chosen by it.
+        better: "max" if a higher value is better, "min" if a lower one is.
+        plotted: the metrics that are plotted over the training.
+        protocol: how the metrics are computed, in a few words.
         register: makes the task's data sets known.
         require: raises an error that helps if data sets are not there.
+        check_test: raises an error that helps if the test data cannot be evaluated on.
         train_data: dataset dicts, and the mapper that makes a training example of one.
         test_loader: a data set in order, as lists of examples.
         evaluator: Detectron2 evaluator of a data set, writing into a folder.
@@ -37,8 +41,12 @@ class Task:
 
     name: str
     metric: str
+    better: str
+    plotted: tuple[str, ...]
+    protocol: str
     register: Callable[[CfgNode], None]
     require: Callable[[list[str]], None]
+    check_test: Callable[[CfgNode], None]
     train_data: Callable[[CfgNode], tuple[list[Example], Callable[[Example], Any]]]
     test_loader: Callable[[CfgNode, str], Iterable[list[Example]]]
     evaluator: Callable[[CfgNode, str, str], DatasetEvaluator]
@@ -56,8 +64,12 @@ TASKS = {
     "detection": Task(
         name="detection",
         metric="bbox/AP50",
+        better="max",
+        plotted=("bbox/AP", "bbox/AP50"),
+        protocol="AP by pycocotools (VOC: by Detectron2)",
         register=data.register_datasets,
         require=data.require_datasets,
+        check_test=data.check_test_data,
         train_data=data.train_data,
         test_loader=data.test_loader,
         evaluator=evaluation.build_evaluator,

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import sys
 import time
 import weakref
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase, SimpleTrainer, create_ddp_model, hooks
+from detectron2.engine import HookBase, SimpleTrainer, hooks
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
 from detectron2.utils import comm
@@ -24,7 +26,7 @@ from torch.utils.data import DataLoader
 
 from ode_detect.ode import SolveRecord, record_solves
 
-from .checkpoint import Checkpointer
+from .checkpoint import Checkpointer, CheckpointError
 from .config import ConfigError
 from .optimizer import build_optimizer
 from .stream import build_stream, random_state, random_state_kept, set_random_state
@@ -52,12 +54,12 @@ class Trainer(SimpleTrainer):
 
     def __init__(self, cfg: CfgNode, task: Task, evaluate: Callable[[nn.Module], dict[str, Any]]) -> None:
         model = build_network(cfg)
-        optimizer = build_optimizer(cfg, model)
+        with config_errors():
+            optimizer = build_optimizer(cfg, model)
+            self.scheduler = build_lr_scheduler(cfg, optimizer)
         self._cfg, self._task = cfg, task
-        parallel = create_ddp_model(model) if comm.get_world_size() > 1 else model
-        super().__init__(parallel, _no_data(), optimizer)
-        self.scheduler = build_lr_scheduler(cfg, optimizer)
-        self._scaler = torch.amp.GradScaler("cuda", enabled=cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE != "cpu")
+        super().__init__(model, _no_data(), optimizer)
+        self._scaler = torch.amp.GradScaler("cuda", enabled=cfg.SOLVER.AMP.ENABLED and on_gpu(cfg))
         self.checkpointer = Checkpointer(
             model,
             cfg.OUTPUT_DIR,
@@ -75,6 +77,11 @@ class Trainer(SimpleTrainer):
         """Go on from the run folder's last checkpoint, or begin with ``MODEL.WEIGHTS``."""
         if resume:
             self.start_iter = self.checkpointer.resume()
+            if self.start_iter and self._random is None:
+                raise CheckpointError(
+                    f"{self.checkpointer.get_checkpoint_file()} holds weights and no state of a training, so no run "
+                    "can go on from it. Begin one with it: MODEL.WEIGHTS, and another OUTPUT_DIR."
+                )
         if self.start_iter == 0:
             self.checkpointer.load_weights(self._cfg.MODEL.WEIGHTS, whole=False)
 
@@ -112,22 +119,24 @@ class Trainer(SimpleTrainer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up what `state_dict` gave."""
         super().load_state_dict(state_dict)
-        self._scaler.load_state_dict(state_dict["scaler"])
+        if state_dict["scaler"]:
+            self._scaler.load_state_dict(state_dict["scaler"])
         self._random = state_dict["random"]
         self.seconds = state_dict["seconds"]
 
     def _stream(self) -> DataLoader[list[Any]]:
         cfg = self._cfg
         dicts, mapper = self._task.train_data(cfg)
-        return build_stream(
-            dicts,
-            mapper,
-            batch=cfg.SOLVER.IMS_PER_BATCH,
-            seed=cfg.SEED,
-            start=self.start_iter,
-            group_by_shape=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-            workers=cfg.DATALOADER.NUM_WORKERS,
-        )
+        with config_errors():
+            return build_stream(
+                dicts,
+                mapper,
+                batch=cfg.SOLVER.IMS_PER_BATCH,
+                seed=cfg.SEED,
+                start=self.start_iter,
+                group_by_shape=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+                workers=cfg.DATALOADER.NUM_WORKERS,
+            )
 
     def _hooks_for(self, model: nn.Module, evaluate: Callable[[nn.Module], dict[str, Any]]) -> list[HookBase]:
         cfg, period = self._cfg, self._cfg.TEST.EVAL_PERIOD
@@ -145,7 +154,7 @@ class Trainer(SimpleTrainer):
         ]
         if comm.is_main_process():
             chosen += [
-                BestCheckpointer(period, self.checkpointer, self._task.metric),
+                BestCheckpointer(period, self.checkpointer, self._task.metric, mode=self._task.better),
                 hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_to_keep=2),
                 LogWriter(cfg),
             ]
@@ -165,16 +174,22 @@ class RecordSolves(HookBase):
         """Begin to record."""
         self._record = self._stack.enter_context(record_solves(self._model, measure=False))
 
+    def before_step(self) -> None:
+        """Leave out what was solved between iterations: an evaluation of the model."""
+        self._before = self._counts()
+
     def after_step(self) -> None:
         """Log what the iteration added."""
-        if self._record is None or not self._record.blocks:
-            return
+        if self._record is not None and self._record.blocks:
+            names = ("nfe_forward", "nfe_backward", "solver_steps")
+            added = {n: float(b - a) for n, a, b in zip(names, self._before, self._counts(), strict=True)}
+            self.trainer.storage.put_scalars(**added)
+
+    def _counts(self) -> tuple[int, int, int]:
+        if self._record is None:
+            return (0, 0, 0)
         total = self._record.total
-        now = (total.forward_evaluations, total.backward_evaluations, total.accepted)
-        names = ("nfe_forward", "nfe_backward", "solver_steps")
-        added = {name: float(b - a) for name, a, b in zip(names, self._before, now, strict=True)}
-        self._before = now
-        self.trainer.storage.put_scalars(**added)
+        return (total.forward_evaluations, total.backward_evaluations, total.accepted)
 
     def after_train(self) -> None:
         """Stop recording."""
@@ -200,6 +215,7 @@ class StopOnSignal(HookBase):
         self._checkpointer = checkpointer
         self._asked = False
         self._before: dict[int, Any] = {}
+        self._process = os.getpid()
 
     def before_train(self) -> None:
         """Take over the signals."""
@@ -210,7 +226,9 @@ class StopOnSignal(HookBase):
 
     def after_step(self) -> None:
         """Save and stop if asked."""
-        if self._asked and self.trainer.iter + 1 < self.trainer.max_iter:
+        if self.trainer.iter + 1 == self.trainer.max_iter:
+            self.after_train()  # What is left is evaluation, which can be stopped at once.
+        elif self._asked:
             self._checkpointer.save(f"model_{self.trainer.iter:07d}")
             raise Interrupted(
                 f"stopped after iteration {self.trainer.iter + 1} of {self.trainer.max_iter}; all is saved."
@@ -220,12 +238,16 @@ class StopOnSignal(HookBase):
         """Give the signals back."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        self._before = {}
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # A worker that loads pictures; it ends with the process that trains.
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
-        print("\nstopping after this iteration (once more: at once, back to the last checkpoint)", flush=True)
+        message = "\nstopping after this iteration (once more: at once, back to the last checkpoint)"
+        print(message, file=sys.stderr, flush=True)
 
 
 class LogWriter(hooks.PeriodicWriter):
@@ -284,16 +306,30 @@ def build_network(cfg: CfgNode) -> nn.Module:
     Raises:
         ConfigError: the config asks for what cannot be built.
     """
-    try:
+    if on_gpu(cfg) and not torch.cuda.is_available():
+        raise ConfigError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r} and torch sees no GPU; set MODEL.DEVICE cpu.")
+    with config_errors():
         return build_model(cfg)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+
+
+@contextmanager
+def config_errors() -> Iterator[None]:
+    """What fails while a network, an optimizer or a stream is built fails for a value in the config."""
+    try:
+        yield
+    except (ValueError, KeyError, AssertionError, RuntimeError) as error:
+        detail = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise ConfigError(f"the config cannot be built: {detail}") from error
+
+
+def on_gpu(cfg: CfgNode) -> bool:
+    """Whether ``MODEL.DEVICE`` is a CUDA device, whatever its number."""
+    return str(cfg.MODEL.DEVICE).startswith("cuda")
 
 
 def autocast(cfg: CfgNode) -> torch.autocast:
     """bfloat16 on the CPU, float16 on a GPU, if ``SOLVER.AMP.ENABLED``."""
-    device = torch.device(cfg.MODEL.DEVICE).type
-    dtype = torch.float16 if device == "cuda" else torch.bfloat16
+    device, dtype = ("cuda", torch.float16) if on_gpu(cfg) else ("cpu", torch.bfloat16)
     return torch.autocast(device, dtype=dtype, enabled=cfg.SOLVER.AMP.ENABLED)
 
 

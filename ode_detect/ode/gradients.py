@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -94,7 +95,10 @@ def solve(
 def _fixed_steps(
     field: nn.Module, h: Tensor, solver: FixedStep, gradient: Gradient, duration: float, tally: Tally | None
 ) -> Tensor:
-    evaluate = field if tally is None else tally.count(field)
+    evaluate: Callable[..., Tensor] = field if tally is None else tally.count(field)
+    if h.dtype in (torch.bfloat16, torch.float16):
+        # Many small steps would vanish in the rounding of a state of 8 or 11 bits.
+        evaluate, h = partial(_in_precision, evaluate, h.dtype), h.float()
     step: Callable[..., Tensor] = partial(solver.step, evaluate)
     if isinstance(gradient, Checkpoint):
         step = partial(checkpoint, step, use_reentrant=False, preserve_rng_state=False)
@@ -103,6 +107,10 @@ def _fixed_steps(
     if tally is not None:
         tally.steps(accepted=solver.steps)
     return h
+
+
+def _in_precision(field: Callable[..., Tensor], dtype: torch.dtype, t: float, h: Tensor) -> Tensor:
+    return field(t, h.to(dtype))
 
 
 def _recomputed(field: Callable[..., Tensor]) -> Callable[..., Tensor]:

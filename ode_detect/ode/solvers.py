@@ -54,7 +54,7 @@ PROJECTIONS: dict[str, Callable[[Tensor], Tensor] | None] = {"none": None, "relu
 
 @dataclass(frozen=True)
 class FixedStep:
-    """Equal steps of an explicit Runge-Kutta method.
+    """Equal steps of an explicit Runge-Kutta method. The state of a half-precision input is kept in float32.
 
     Attributes:
         method: "euler" (1 evaluation a step), "midpoint", "heun" (2) or "rk4" (4; the classical one).

@@ -26,6 +26,7 @@ def cfg(squares: Path) -> CfgNode:
 
 
 def test_ones_own_coco_json_is_read_by_config_alone(cfg: CfgNode) -> None:
+    cfg.INPUT.SCALE_JITTER = []
     dicts, mapper = train_data(cfg)
     assert len(dicts) == 8, "pictures without objects are kept as negatives"
     example = mapper(dicts[0])
@@ -175,8 +176,9 @@ def test_annotations_that_cannot_be_used_are_refused(cfg: CfgNode, tmp_path: Pat
         train_data(other)
 
 
-def test_more_classes_than_the_network_has_are_refused(cfg: CfgNode) -> None:
+@pytest.mark.parametrize("classes", [0, 80])
+def test_another_number_of_classes_than_the_network_has_is_refused(cfg: CfgNode, classes: int) -> None:
     other = cfg.clone()
-    other.MODEL.ROI_HEADS.NUM_CLASSES = 0
+    other.MODEL.ROI_HEADS.NUM_CLASSES = classes
     with pytest.raises(DatasetError, match=r"set MODEL\.ROI_HEADS\.NUM_CLASSES 1"):
         train_data(other)

@@ -17,7 +17,7 @@ from ode_detect.ode.names import UnknownNameError
         (DatasetError("look here"), 2, "error: look here"),
         (UnknownNameError("look here"), 2, "error: look here"),
         (TooManyEvaluationsError(block="b", time=0.5, step="s", evaluations=9), 2, "after 9 evaluations"),
-        (FloatingPointError("Loss became infinite"), 2, "Lower SOLVER.BASE_LR"),
+        (FloatingPointError("Loss became infinite"), 2, "Begin anew"),
         (Interrupted("stopped after iteration 3"), 130, "--resume"),
         (KeyboardInterrupt(), 130, "--resume"),
     ],

@@ -39,14 +39,32 @@ def test_flags_may_stand_anywhere_and_the_end_says_where_to_look(squares_run: Ov
     [
         (["--config-file", "configs/none.yaml"], "there is no config file"),
         (["--config-file", "configs/quickstart.yaml", "MODEL.ODE.METHDO", "rk4"], "did you mean MODEL.ODE.METHOD?"),
-        (["--config-file", "configs/quickstart.yaml", "MODEL.ODE.METHOD", "rk5"], "unknown"),
-        (["--config-file", "configs/quickstart.yaml", "--eval-only", "MODEL.WEIGHTS", "none.pth"], "no checkpoint"),
         (["--config-file", "configs/faster_rcnn_ode.yaml"], "instances_val2017.json"),
     ],
 )
 def test_a_mistake_ends_in_one_message_and_exit_code_2(arguments: list[str], message: str, tmp_path: Path) -> None:
     environment = {"DETECTRON2_DATASETS": str(tmp_path)} if "faster" in arguments[1] else {}
     failed = train_net(*arguments, "OUTPUT_DIR", str(tmp_path / "run"), **environment)
+    assert failed.returncode == 2, failed.stderr
+    assert message in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["MODEL.ODE.METHOD", "rk5"], "unknown"),
+        (["MODEL.ODE.METHOD", "dopri5", "MODEL.ODE.PROJECTION", "relu"], "Set PROJECTION to 'none'"),
+        (["MODEL.BACKBONE.NAME", "nowhere"], "nowhere"),
+        (["MODEL.DEVICE", "cuda:77"], "GPU"),
+        (["--eval-only", "MODEL.WEIGHTS", "none.pth"], "no checkpoint"),
+        (["--eval-only"], "nothing to evaluate"),
+    ],
+)
+def test_a_network_that_cannot_be_built_or_filled_says_why(
+    arguments: list[str], message: str, squares_run: Overrides
+) -> None:
+    failed = train_net("--config-file", "configs/quickstart.yaml", *squares_run("run"), *arguments)
     assert failed.returncode == 2, failed.stderr
     assert message in failed.stderr
     assert "Traceback" not in failed.stderr

@@ -227,3 +227,20 @@ def test_a_gradient_by_name(name):
 def test_unknown_gradients(wrong):
     with pytest.raises(ValueError, match=r"unknown gradient .*known are adjoint, backprop, checkpoint"):
         ODEBlock(field=nn.Identity(), gradient=wrong)
+
+
+class Unit(nn.Module):
+    """dh/dt = 1."""
+
+    def forward(self, t: float, h: torch.Tensor) -> torch.Tensor:
+        return torch.ones_like(h)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("gradient", ["backprop", "checkpoint"])
+@pytest.mark.parametrize("steps", [1, 64, 400])
+def test_small_steps_do_not_vanish_in_half_precision(dtype: torch.dtype, gradient: str, steps: int) -> None:
+    block = ODEBlock(field=Unit(), solver=FixedStep("euler", steps), gradient=gradient)
+    out = block(torch.full((1, 1, 2, 2), 4.0, dtype=dtype))
+    assert out.dtype == dtype
+    assert torch.equal(out, torch.full_like(out, 5.0))
