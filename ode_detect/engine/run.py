@@ -31,7 +31,7 @@ from .checkpoint import Checkpointer, CheckpointError
 from .config import ConfigError, load_config
 from .stream import seed_everything
 from .task import Task, get_task
-from .trainer import Trainer, autocast, build_network
+from .trainer import Trainer, build_network
 
 logger = logging.getLogger("ode_detect.engine")
 
@@ -142,7 +142,7 @@ def evaluate_only(run: Run) -> Results:
 
 
 def evaluate(run: Run, model: nn.Module) -> dict[str, Any]:
-    """Evaluate on the data sets of ``DATASETS.TEST``.
+    """Evaluate on the data sets of ``DATASETS.TEST``, in float32 as Detectron2 does, however it was trained.
 
     Returns:
         The evaluator's nested results for the first data set; those of the others under the data set's name.
@@ -151,7 +151,7 @@ def evaluate(run: Run, model: nn.Module) -> dict[str, Any]:
     for name in run.cfg.DATASETS.TEST:
         evaluator = run.task.evaluator(run.cfg, name, str(run.folder / "inference" / name))
         # pycocotools prints; its table belongs into the log.
-        with autocast(run.cfg), contextlib.redirect_stdout(io.StringIO()) as printed:
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
             results[name] = inference_on_dataset(model, run.task.test_loader(run.cfg, name), evaluator) or {}
         logging.getLogger("detectron2.pycocotools").info("%s", printed.getvalue())
         scores = "  ".join(f"{key} {value:.3f}" for key, value in run.task.metrics(results[name]).items())
@@ -206,8 +206,7 @@ def _illustrate(run: Run, model: nn.Module) -> None:
             history = read_metrics(run.folder / "metrics.json")
             plot_losses(history, run.folder / "loss.png")
             plot_metric(history, run.task.plotted, run.folder / "ap.png")
-        with autocast(run.cfg):
-            run.task.draw(run.cfg, model, run.cfg.DATASETS.TEST[0], run.folder / "detections.jpg")
+        run.task.draw(run.cfg, model, run.cfg.DATASETS.TEST[0], run.folder / "detections.jpg")
     except (MetricsError, PictureError) as error:
         logger.warning("not drawn: %s", error)
 
@@ -229,7 +228,6 @@ def cost(run: Run, model: nn.Module, *, minutes: float | None) -> dict[str, floa
     with (
         inference_context(model),
         torch.no_grad(),
-        autocast(run.cfg),
         MultiplyAdds() as counter,
         record_solves(model, measure=False) as record,
     ):
@@ -259,7 +257,9 @@ def environment(command: str) -> dict[str, Any]:
 
 def _log_into(folder: Path) -> None:
     """Everything into log.txt; on the terminal what we say ourselves, and others' warnings."""
+    setup_logger.cache_clear()
     for name in ("ode_detect", "detectron2", "fvcore"):
+        logging.getLogger(name).handlers.clear()  # of an earlier run in this process
         log = setup_logger(str(folder / "log.txt"), name=name)
         terminal = [h for h in log.handlers if type(h) is logging.StreamHandler]
         for handler in terminal:
@@ -315,7 +315,7 @@ def _protocol(run: Run, *, trained: bool) -> str:
     tested = f"tested on {', '.join(cfg.DATASETS.TEST)}"
     measured = f"{run.task.protocol}; multiply-adds and evaluations of one test picture"
     if not trained:
-        return f"{tested}, {precision}, weights of {cfg.MODEL.WEIGHTS or cfg.OUTPUT_DIR}; {measured}"
+        return f"{tested}, weights of {cfg.MODEL.WEIGHTS or cfg.OUTPUT_DIR}; {measured}"
     start = f"from {cfg.MODEL.WEIGHTS}" if cfg.MODEL.WEIGHTS else "from scratch"
     batches = f"{cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH} pictures"
     trained_on = f"trained on {', '.join(cfg.DATASETS.TRAIN)}: {batches}, {start}, {precision}"

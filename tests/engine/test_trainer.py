@@ -201,3 +201,50 @@ def test_a_resume_with_another_config_tells_what_changed(squares_run: Overrides)
     assert "another value" not in (run.folder / "log.txt").read_text()
     open_run(squares_run("changed", "SOLVER.BASE_LR", "0.5"), resume=True)
     assert "another value of SOLVER.BASE_LR: 0.001, now 0.5" in (run.folder / "log.txt").read_text()
+
+
+def test_two_test_sets_give_two_rows_and_the_first_chooses_the_best(
+    squares: Path, squares_run: Overrides, tmp_path: Path
+) -> None:
+    entries = [
+        {"NAME": name, "IMAGES": str(squares / "images"), "ANNOTATIONS": str(squares / "train.json")}
+        for name in ("squares", "squares_again")
+    ]
+    more = ["DATASETS.CUSTOM", json.dumps(entries), "DATASETS.TEST", "('squares', 'squares_again')"]
+    run = open_run(squares_run("two", *more, "SOLVER.MAX_ITER", "4", "TEST.EVAL_PERIOD", "2"))
+    rows = runs.train(run, resume=False).rows
+    assert [row.name for row in rows] == ["quickstart, squares", "quickstart, squares_again"]
+    assert rows[0].metrics == rows[1].metrics
+    assert (run.folder / "model_best.pth").exists()
+    assert (run.folder / "ap.png").exists()
+
+
+def test_evaluations_between_iterations_are_not_counted_as_training(squares_run: Overrides) -> None:
+    run = open_run(squares_run("counted", "SOLVER.MAX_ITER", "4", "TEST.EVAL_PERIOD", "2"))
+    seen = []
+    trainer = Trainer(run.cfg, run.task, lambda model: runs.evaluate(run, model))
+    trainer.resume_or_load(resume=False)
+    trainer.register_hooks([hook := At(3, lambda: seen.extend(trainer.storage.history("nfe_forward").values()))])
+    hook.trainer = trainer
+    trainer.train()
+    assert len({count for count, _ in seen}) == 1
+
+
+def test_only_evaluating_leaves_the_run_as_it_was(uninterrupted: runs.Run, whole_run: list[str]) -> None:
+    before = {p.name: p.stat().st_mtime_ns for p in uninterrupted.folder.iterdir() if p.is_file()}
+    run = open_run(whole_run, evaluating=True)
+    (row,) = runs.evaluate_only(run).rows
+    assert row.metrics == Results.read(uninterrupted.folder / "results.json").rows[0].metrics
+    assert {p.name: p.stat().st_mtime_ns for p in uninterrupted.folder.iterdir() if p.is_file()} == before
+    assert (uninterrupted.folder / "evaluation" / "results.json").exists()
+
+
+def test_a_resume_in_other_circumstances_is_the_uninterrupted_run_too(squares_run: Overrides) -> None:
+    how = ["DATALOADER.NUM_WORKERS", "2", "DATALOADER.ASPECT_RATIO_GROUPING", "True", "SOLVER.AMP.ENABLED", "True"]
+    whole = open_run(squares_run("a", *how, "SOLVER.MAX_ITER", "4"))
+    runs.train(whole, resume=False)
+    with pytest.raises(Interrupted):
+        train_until(open_run(squares_run("b", *how, "SOLVER.MAX_ITER", "4")), 1, lambda: os.kill(os.getpid(), 2))
+    again = open_run(squares_run("b", *how, "SOLVER.MAX_ITER", "4"), resume=True)
+    runs.train(again, resume=True)
+    assert same(final(whole)["model"], final(again)["model"])
