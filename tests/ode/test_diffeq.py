@@ -16,7 +16,6 @@ from ode_detect.ode import (
     FixedStep,
     NonFiniteStateError,
     ODEBlock,
-    PiecewiseConstant,
     SolveError,
     StepUnderflowError,
     TooManyEvaluationsError,
@@ -24,6 +23,7 @@ from ode_detect.ode import (
     record_solves,
 )
 from ode_detect.ode.solvers import TABLEAUS
+from tests.ode.known_solutions import Fading, Growth, GrowthInPieces, Logistic
 
 METHODS = adaptive_methods()
 FIXED = [m for m in METHODS if isinstance(SOLVERS[m], type) and issubclass(SOLVERS[m], FixedGridODESolver)]
@@ -31,39 +31,8 @@ ADAPTING = [m for m in METHODS if m not in FIXED and m != "scipy_solver"]
 MULTISTEP = [m for m in FIXED if "adams" in m]
 
 
-class Logistic(nn.Module):
-    def forward(self, t, h):
-        return 3 * h * (1 - h)
-
-    def exact(self, h, t):
-        return 1 / (1 + (1 / h - 1) * math.exp(-3 * t))
-
-
-class Fading(nn.Module):
-    """Not autonomous: dh/dt = -(1 + t) h^2."""
-
-    def forward(self, t, h):
-        return -(1 + t) * h * h
-
-    def exact(self, h, t):
-        return 1 / (1 / h + t + t * t / 2)
-
-
-class Growth(nn.Module):
-    def __init__(self, rate):
-        super().__init__()
-        self.rate = nn.Parameter(torch.tensor(rate, dtype=torch.float64))
-
-    def forward(self, t, h):
-        return self.rate * (1 + t) * h
-
-
-class InPieces(PiecewiseConstant):
-    def __init__(self):
-        super().__init__([Growth(0.5), Growth(-0.4), Growth(0.3)])
-
-    def exact(self, h, t):
-        return h * math.exp(sum(float(p.rate) * (k + 1.5) for k, p in enumerate(self.pieces)))
+class InPieces(GrowthInPieces):
+    rates = (0.5, -0.4, 0.3)
 
 
 PROBLEMS = [Logistic, Fading, InPieces]

@@ -8,6 +8,7 @@ from torch import nn
 
 from ode_detect.ode import Adaptive, FixedStep, HatFunctions, ODEBlock, PiecewiseConstant, adaptive_methods
 from ode_detect.ode.solvers import PROJECTIONS, TABLEAUS
+from tests.ode.known_solutions import Fading, GrowthInPieces, Logistic
 
 METHODS = list(TABLEAUS)
 
@@ -23,42 +24,8 @@ class Rotation(nn.Module):
         return torch.cat([cos * h[:, :1] - sin * h[:, 1:], sin * h[:, :1] + cos * h[:, 1:]], dim=1)
 
 
-class Logistic(nn.Module):
-    def forward(self, t, h):
-        return 3 * h * (1 - h)
-
-    def exact(self, h, t):
-        return 1 / (1 + (1 / h - 1) * math.exp(-3 * t))
-
-
-class Fading(nn.Module):
-    """Not autonomous: dh/dt = -(1 + t) h^2."""
-
-    def forward(self, t, h):
-        return -(1 + t) * h * h
-
-    def exact(self, h, t):
-        return 1 / (1 / h + t + t * t / 2)
-
-
-class Growth(nn.Module):
-    """dh/dt = rate * (1 + t) * h."""
-
-    def __init__(self, rate):
-        super().__init__()
-        self.rate = nn.Parameter(torch.tensor(rate, dtype=torch.float64))
-
-    def forward(self, t, h):
-        return self.rate * (1 + t) * h
-
-
-class InPieces(PiecewiseConstant):
-    def __init__(self):
-        super().__init__([Growth(0.3), Growth(-0.4), Growth(0.2)])
-
-    def exact(self, h, t):
-        areas = [k + 0.5 + 1 for k in range(3)]
-        return h * math.exp(sum(float(p.rate) * area for p, area in zip(self.pieces, areas, strict=True)))
+class InPieces(GrowthInPieces):
+    rates = (0.3, -0.4, 0.2)
 
 
 class Steady(nn.Module):
