@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,10 +14,24 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from .errors import NonFiniteStateError
-from .gradients import Gradient, make_gradient, solve
+from .gradients import (
+    Auto,
+    Backprop,
+    Gradient,
+    Reversible,
+    check_solvable,
+    make_gradient,
+    needs_gradient,
+    solve,
+    states,
+)
+from .memory import KeptBytes, MemoryReport, is_watched, plan
 from .pieces import duration_of
+from .recompute import trained
 from .record import Observer, Tally
 from .solvers import FixedStep, Solver
+
+_log = logging.getLogger(__name__)
 
 
 class ODEBlock(nn.Module):
@@ -31,16 +48,22 @@ class ODEBlock(nn.Module):
         field: module called as ``field(t, h)``, with t a float (fixed steps) or a 0-d tensor (adaptive), that returns
             dh/dt in the shape of h.
         solver: `FixedStep` or `Adaptive`.
-        gradient: "backprop", "checkpoint", "adjoint", or a value of `Backprop`, `Checkpoint`, `Adjoint`.
+        gradient: "backprop", "checkpoint", "reversible", "adjoint", "auto", or a value of `Backprop`, `Checkpoint`,
+            `Reversible`, `Adjoint`, `Auto`.
+        memory_budget: with gradient="auto": bytes that this flow may hold for its backward pass.
         duration: the end of time, > 0; None takes the field's own (its number of pieces; 1 for constant weights).
         name: what error messages call this block.
         allow_stateful_field: accept a field with batch statistics or dropout.
         check_finite: whether to look for NaN and infinity in the result. None looks on the CPU and not on a GPU, where
             it would wait for the device.
 
+    Attributes:
+        memory: with gradient="auto", what was predicted, chosen and measured for the last solve that needed a
+            gradient; None before.
+
     Raises:
         ValueError: a field whose value depends on when or how often it is evaluated, a duration out of range, an
-            unknown gradient.
+            unknown gradient, or one that does not go with the solver.
     """
 
     def __init__(
@@ -49,6 +72,7 @@ class ODEBlock(nn.Module):
         field: nn.Module,
         solver: Solver | None = None,
         gradient: str | Gradient = "backprop",
+        memory_budget: int | None = None,
         duration: float | None = None,
         name: str = "ODEBlock",
         allow_stateful_field: bool = False,
@@ -63,12 +87,15 @@ class ODEBlock(nn.Module):
             raise TypeError(
                 f"a flow is solved by a FixedStep or an Adaptive, not {solver!r}; try FixedStep('rk4', steps=4)."
             )
-        self.gradient = make_gradient(gradient)
+        self.gradient = make_gradient(gradient, memory_budget)
+        check_solvable(self.gradient, self.solver, name)
         self.duration = duration_of(field) if duration is None else float(duration)
         if not 0 < self.duration < float("inf"):
             raise ValueError(f"the duration of a flow must be a number above 0, not {duration!r}; 1.0 is usual.")
         self.name = name
         self.check_finite = check_finite
+        self.memory: MemoryReport | None = None
+        self._plans: dict[Any, MemoryReport] = {}
         self.observers: dict[int, list[Observer]] = {}
 
     def forward(self, h: Tensor) -> Tensor:
@@ -103,17 +130,51 @@ class ODEBlock(nn.Module):
         return {**self.__dict__, "observers": {}}
 
     def _solve(self, h: Tensor, tally: Tally | None) -> Tensor:
-        out = solve(
+        if isinstance(self.gradient, Auto):
+            out = self._solve_within_budget(h, tally, self.gradient.memory_budget)
+        else:
+            out = self._solve_by(self.gradient, h, tally)
+        out = out.to(h.dtype)
+        return out if out.stride() == h.stride() else _in_layout_of(h, out)
+
+    def _solve_by(self, gradient: Gradient, h: Tensor, tally: Tally | None) -> Tensor:
+        return solve(
             self.field,
             h,
             solver=self.solver,
-            gradient=self.gradient,
+            gradient=gradient,
             duration=self.duration,
             tally=tally,
             block=self.name,
         )
-        out = out.to(h.dtype)
-        return out if out.stride() == h.stride() else _in_layout_of(h, out)
+
+    def _solve_within_budget(self, h: Tensor, tally: Tally | None, budget: int) -> Tensor:
+        if not needs_gradient(self.field, h):
+            return self._solve_by(Backprop(), h, tally)
+        check_solvable(self.gradient, self.solver, self.name)
+        return self._solve_and_measure(h, tally, budget)
+
+    @torch.compiler.disable
+    def _solve_and_measure(self, h: Tensor, tally: Tally | None, budget: int) -> Tensor:
+        assert isinstance(self.solver, FixedStep)
+        device = h.device.type
+        precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        asked = (h.requires_grad, len(trained(self.field)), self.training)
+        kind = (h.shape, h.dtype, h.device, precision, self.solver, self.duration, budget, asked)
+        report = self._plans.get(kind)
+        if report is None:
+            report = plan(self.field, h, solver=self.solver, duration=self.duration, budget=budget)
+            if not report.fits:
+                warnings.warn(f"no exact gradient of {self.name!r} fits its memory budget: {report}", stacklevel=2)
+        if report.measured is not None or is_watched():
+            out = self._solve_by(report.chosen.gradient, h, tally)
+        else:
+            with KeptBytes([*self.field.parameters(), *self.field.buffers(), h]) as kept:
+                out = self._solve_by(report.chosen.gradient, h, tally)
+            report = replace(report, measured=kept.bytes)
+            _log.info("memory of %s: %s", self.name, report)
+        self.memory = self._plans[kind] = report
+        return out
 
     def _checked(self, h: Tensor, out: Tensor, tally: Tally | None = None) -> Tensor:
         wanted = out.device.type == "cpu" if self.check_finite is None else self.check_finite
@@ -129,17 +190,16 @@ class ODEBlock(nn.Module):
         if not isinstance(solver, FixedStep):
             spent = tally.evaluations if tally is not None else 0
             return NonFiniteStateError(block=self.name, time=self.duration, step="the last step", evaluations=spent)
-        stages = len(solver.tableau.b)
-        for index, (start, end) in enumerate(solver.grid(self.duration)):
-            if not bool(h.isfinite().all()):
-                break
-            h = solver.step(self.field, start, end, h)
-            if not bool(h.isfinite().all()):
-                index += 1
-                break
+        stages, coupled = len(solver.tableau.b), isinstance(self.gradient, Reversible)
+        index = 0
+        if bool(h.isfinite().all()):
+            path = states(self.field, h, solver=solver, gradient=self.gradient, duration=self.duration)
+            # What grew too large only when it was put into the input's dtype is finite until the end.
+            index = next((i for i, state in enumerate(path, 1) if not bool(state.isfinite().all())), solver.steps)
         where = f"step {index} of {solver.steps}" if index else "the input"
         time = self.duration * index / solver.steps
-        return NonFiniteStateError(block=self.name, time=time, step=where, evaluations=index * stages)
+        increments = 2 * index - 1 if coupled and index else index
+        return NonFiniteStateError(block=self.name, time=time, step=where, evaluations=increments * stages)
 
 
 def _in_layout_of(h: Tensor, out: Tensor) -> Tensor:

@@ -1,26 +1,29 @@
 """How the gradient of a flow is paid for: a frozen value for each way, and the one function that solves with it.
 
 - `Backprop` keeps every intermediate result: fastest, memory grows with the steps.
-- `Checkpoint` keeps the state at each step and recomputes the rest: exact, one more evaluation each.
+- `Checkpoint` keeps states and recomputes the rest: exact, memory down to that of a given number of states.
+- `Reversible` keeps two states whatever the steps, and is exact, for a scheme of its own with twice the evaluations.
 - `Adjoint` keeps the last state and solves backwards in time: inexact.
+- `Auto` is whichever of `Backprop` and `Checkpoint` is fastest within a number of bytes.
 
-All three differentiate the same forward solve.
+All but `Reversible` differentiate the same forward solve.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from . import diffeq
 from .names import check_name
+from .recompute import Grid, recomputing, solve_from_every, solve_from_few
 from .record import Tally
-from .solvers import FixedStep, Solver
+from .reversible import coupled, in_precision_of_pair, solve_reversibly
+from .solvers import Adaptive, Evaluate, FixedStep, Solver, check_count, slopes_of_step
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,91 @@ class Backprop:
 class Checkpoint:
     """Differentiate through the solver, recomputing in the backward pass.
 
-    A fixed-step solve keeps the state at the start of each step and recomputes the step. An adaptive solve keeps the
-    states at which the field was evaluated and recomputes the evaluation.
+    A fixed-step solve of N steps keeps, for its backward pass,
+
+    - ``every=k``: the state at the start of every k-th step, N / k states rounded up. The k steps from each are taken
+      again together, with all that `Backprop` keeps of k steps: N more steps in all, whatever k.
+    - ``states=s``: at most s states at any time, the input among them, beside the one being advanced and what
+      `Backprop` keeps of one step. Steps are taken again as often as needed, as rarely as possible:
+      `schedules.evaluations_to_reverse` (N, s) of them, N if s >= N. Sums over evaluations of a step are rounded in
+      another order than by `Backprop`; with Euler's method the gradients are the same bits.
+
+    An adaptive solve keeps the states at which the field was evaluated and recomputes the evaluation.
+
+    Running statistics (batch normalisation) are updated by the forward pass only. Dropout masks are drawn once;
+    ``states`` refuses them. With ``states``, gradients reach the input and the parameters of the field, and no other
+    tensor.
+
+    Attributes:
+        every: k, >= 1.
+        states: s, >= 1; None goes by ``every``.
+
+    Raises:
+        ValueError: a number out of range, or both.
     """
+
+    every: int = 1
+    states: int | None = None
+
+    def __post_init__(self) -> None:
+        check_count("every", self.every, "1 keeps the state at each step")
+        if self.states is not None:
+            check_count("states", self.states, "leave it out to keep the state at each step")
+            if self.every != 1:
+                raise ValueError(
+                    f"states are kept at every k-th step or by a schedule, not both: every={self.every} and "
+                    f"states={self.states} were given. Leave one out."
+                )
+
+
+@dataclass(frozen=True)
+class Reversible:
+    """Solve by a scheme that can be run backwards, and run it backwards in the backward pass.
+
+    The scheme couples two copies of the state by any fixed-step method (see `ode_detect.ode.reversible`). It is used by
+    every solve of the block, with and without a gradient, so the outputs are not those of the method alone, but tend to
+    the same flow as the steps get smaller. N steps evaluate the field 2 N - 1 times as often as one step of the method
+    does, forwards and once more backwards. The last pair is kept, in float64 (the memory of four states in float32),
+    whatever the number of steps. No projection, no dropout, no adaptive method. Gradients reach the input and the
+    parameters of the field, and no other tensor.
+
+    Attributes:
+        coupling: c in (0, 1): 1 - c is how strongly the copies are pulled together, and backwards rounding errors grow
+            by 1 / c each step.
+        keep: differentiate the same scheme by keeping everything, as `Backprop` does.
+
+    Raises:
+        ValueError: coupling out of range.
+    """
+
+    coupling: float = 0.99
+    keep: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.coupling < 1:
+            raise ValueError(
+                f"the coupling of a reversible solve must lie between 0 and 1, not at {self.coupling!r}; 0.99 is usual."
+            )
+
+
+@dataclass(frozen=True)
+class Auto:
+    """The fastest of `Backprop` and `Checkpoint` within a number of bytes; see `ode_detect.ode.memory`.
+
+    It is chosen at the first solve that needs a gradient for a shape, dtype and solver. `ODEBlock.memory` says what was
+    predicted, chosen and measured. Fixed steps only.
+
+    Attributes:
+        memory_budget: bytes that one flow may hold for its backward pass, > 0.
+
+    Raises:
+        ValueError: a budget out of range.
+    """
+
+    memory_budget: int
+
+    def __post_init__(self) -> None:
+        check_count("memory_budget", self.memory_budget, "it is a number of bytes, such as 512 * 2**20")
 
 
 @dataclass(frozen=True)
@@ -55,13 +140,65 @@ class Adjoint:
     atol: float | None = None
 
 
-Gradient = Backprop | Checkpoint | Adjoint
-GRADIENTS: dict[str, type[Gradient]] = {"backprop": Backprop, "checkpoint": Checkpoint, "adjoint": Adjoint}
+Gradient = Backprop | Checkpoint | Reversible | Adjoint | Auto
+GRADIENTS: dict[str, type[Backprop] | type[Checkpoint] | type[Reversible] | type[Adjoint]] = {
+    "backprop": Backprop,
+    "checkpoint": Checkpoint,
+    "reversible": Reversible,
+    "adjoint": Adjoint,
+}
 
 
-def make_gradient(gradient: str | Gradient) -> Gradient:
-    """A gradient by name, or as it is."""
-    return gradient if isinstance(gradient, Gradient) else GRADIENTS[check_name(gradient, GRADIENTS, "gradient")]()
+def make_gradient(gradient: str | Gradient, memory_budget: int | None = None) -> Gradient:
+    """A gradient by name, or as it is.
+
+    Args:
+        gradient: the name or the value.
+        memory_budget: bytes; goes with "auto" and nothing else.
+
+    Raises:
+        ValueError: an unknown name, or a budget without "auto" or the other way round.
+    """
+    if not isinstance(gradient, Gradient):
+        check_name(gradient, [*GRADIENTS, "auto"], "gradient")
+    if gradient == "auto":
+        if memory_budget is None:
+            raise ValueError(
+                "gradient='auto' needs a memory_budget in bytes, and got none; 512 * 2**20 is one of 512 MiB."
+            )
+        return Auto(memory_budget=memory_budget)
+    if memory_budget is not None:
+        raise ValueError(f"a memory_budget goes with gradient='auto', not with {gradient!r}; leave out one of them.")
+    return gradient if isinstance(gradient, Gradient) else GRADIENTS[gradient]()
+
+
+def check_solvable(gradient: Gradient, solver: Solver, block: str, *, gradient_needed: bool = True) -> None:
+    """See that a solver can be differentiated in this way.
+
+    Raises:
+        ValueError: it cannot; the message says what to do.
+    """
+    if isinstance(gradient, Reversible):
+        if isinstance(solver, Adaptive):
+            raise ValueError(
+                f"a reversible solve takes fixed steps, and {block!r} is solved by {solver.method!r}. "
+                f"Use FixedStep, or gradient='checkpoint'."
+            )
+        if solver.projection != "none":
+            raise ValueError(
+                f"a reversible solve is run backwards, and {block!r} with its projection {solver.projection!r} cannot. "
+                "Use FixedStep(projection='none'), or gradient=Checkpoint(states=4)."
+            )
+    elif isinstance(solver, Adaptive) and gradient_needed and (isinstance(gradient, Auto) or _spares_states(gradient)):
+        raise ValueError(
+            f"{gradient} needs to know the steps beforehand, and {block!r} is solved by {solver.method!r}, whose steps "
+            "are its own. Use FixedStep, or gradient='checkpoint'."
+        )
+
+
+def needs_gradient(field: nn.Module, h: Tensor) -> bool:
+    """Whether a solve from ``h`` is to be differentiated."""
+    return torch.is_grad_enabled() and (h.requires_grad or any(p.requires_grad for p in field.parameters()))
 
 
 def solve(
@@ -73,11 +210,15 @@ def solve(
         field: the vector field.
         h: the state at time 0, (N, C, H, W).
         solver: how to integrate.
-        gradient: how to differentiate.
+        gradient: how to differentiate; not `Auto`, but what it chose.
         duration: the end of time.
         tally: counts evaluations and steps; None where nobody wants to know and the solver needs no count.
         block: name for error messages.
+
+    Raises:
+        ValueError: the solver cannot be differentiated in this way.
     """
+    check_solvable(gradient, solver, block, gradient_needed=needs_gradient(field, h))
     if isinstance(solver, FixedStep) and not isinstance(gradient, Adjoint):
         return _fixed_steps(field, h, solver, gradient, duration, tally)
     return diffeq.solve(
@@ -88,30 +229,82 @@ def solve(
         tally=tally or Tally([]),
         block=block,
         adjoint=gradient if isinstance(gradient, Adjoint) else None,
-        wrap=_recomputed if isinstance(gradient, Checkpoint) else None,
+        wrap=recomputing(field) if isinstance(gradient, Checkpoint) else None,
     )
+
+
+def states(
+    evaluate: Evaluate, h: Tensor, *, solver: FixedStep, gradient: Gradient, duration: float
+) -> Iterator[Tensor]:
+    """The state after each step, in a loop that keeps what autograd keeps.
+
+    The state of a half-precision input is in float32, and that of a reversible solve in float64; the field is evaluated
+    in the precision of the input.
+
+    Args:
+        evaluate: the field, (t, h) -> dh/dt.
+        h: the state at time 0, (N, C, H, W).
+        solver: how to integrate.
+        gradient: `Reversible` has a scheme of its own; the others have that of the solver.
+        duration: the end of time.
+    """
+    evaluate, state = in_precision_of_state(evaluate, h, gradient)
+    if isinstance(gradient, Reversible):
+        slopes = partial(slopes_of_step, evaluate, solver.tableau)
+        for y, _ in coupled(slopes, solver.tableau, list(solver.grid(duration)), gradient.coupling, state):
+            yield y
+        return
+    for start, end in solver.grid(duration):
+        state = solver.step(evaluate, start, end, state)
+        yield state
 
 
 def _fixed_steps(
     field: nn.Module, h: Tensor, solver: FixedStep, gradient: Gradient, duration: float, tally: Tally | None
 ) -> Tensor:
-    evaluate: Callable[..., Tensor] = field if tally is None else tally.count(field)
-    if h.dtype in (torch.bfloat16, torch.float16):
-        # Many small steps would vanish in the rounding of a state of 8 or 11 bits.
-        evaluate, h = partial(_in_precision, evaluate, h.dtype), h.float()
-    step: Callable[..., Tensor] = partial(solver.step, evaluate)
-    if isinstance(gradient, Checkpoint):
-        step = partial(checkpoint, step, use_reentrant=False, preserve_rng_state=False)
-    for start, end in solver.grid(duration):
-        h = step(start, end, h)
+    evaluate: Evaluate = field if tally is None else tally.count(field)
+    if needs_gradient(field, h) and not _keeps_everything(gradient):
+        out = _sparing_memory(field, evaluate, h, solver, gradient, list(solver.grid(duration)))
+    else:
+        out = h
+        for state in states(evaluate, h, solver=solver, gradient=gradient, duration=duration):
+            out = state
     if tally is not None:
         tally.steps(accepted=solver.steps)
-    return h
+    return out
 
 
-def _in_precision(field: Callable[..., Tensor], dtype: torch.dtype, t: float, h: Tensor) -> Tensor:
+def _sparing_memory(
+    field: nn.Module, evaluate: Evaluate, h: Tensor, solver: FixedStep, gradient: Gradient, grid: Grid
+) -> Tensor:
+    evaluate, state = in_precision_of_state(evaluate, h, gradient)
+    if isinstance(gradient, Reversible):
+        slopes = partial(slopes_of_step, evaluate, solver.tableau)
+        return solve_reversibly(field, slopes, solver.tableau, grid, gradient.coupling, state)
+    assert isinstance(gradient, Checkpoint), f"{gradient} is no way to solve"
+    step = partial(solver.step, evaluate)
+    if gradient.states is not None:
+        return solve_from_few(field, step, grid, state, gradient.states)
+    return solve_from_every(field, step, grid, state, gradient.every)
+
+
+def _keeps_everything(gradient: Gradient) -> bool:
+    return isinstance(gradient, Backprop) or (isinstance(gradient, Reversible) and gradient.keep)
+
+
+def _spares_states(gradient: Gradient) -> bool:
+    return isinstance(gradient, Checkpoint) and gradient != Checkpoint()
+
+
+def in_precision_of_state(evaluate: Evaluate, h: Tensor, gradient: Gradient) -> tuple[Evaluate, Tensor]:
+    """The field and the state in the precisions in which a fixed-step solve uses them."""
+    if isinstance(gradient, Reversible):
+        return partial(_in_precision, evaluate, h.dtype), in_precision_of_pair(h)
+    if h.dtype in (torch.bfloat16, torch.float16):
+        # Many small steps would vanish in the rounding of a state of 8 or 11 bits.
+        return partial(_in_precision, evaluate, h.dtype), h.float()
+    return evaluate, h
+
+
+def _in_precision(field: Evaluate, dtype: torch.dtype, t: float, h: Tensor) -> Tensor:
     return field(t, h.to(dtype))
-
-
-def _recomputed(field: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return partial(checkpoint, field, use_reentrant=False, preserve_rng_state=False)

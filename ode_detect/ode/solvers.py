@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from .names import check_name
 
 Evaluate = Callable[[float, Tensor], Tensor]
 
-# A stage at the end of a step is evaluated this much before it, so that weights which jump there are still the step's.
+# A stage at the later end of a step is evaluated this much before it: weights that jump there are still the step's.
 _JUST_BEFORE = 1.0 - 2.0**-52
 
 
@@ -49,7 +50,8 @@ TABLEAUS = {
         order=4,
     ),
 }
-PROJECTIONS: dict[str, Callable[[Tensor], Tensor] | None] = {"none": None, "relu": F.relu}
+# In place: the state after a step is a fresh tensor, which nobody else holds.
+PROJECTIONS: dict[str, Callable[[Tensor], Tensor] | None] = {"none": None, "relu": F.relu_}
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class FixedStep:
     def __post_init__(self) -> None:
         check_name(self.method, TABLEAUS, "fixed-step method")
         check_name(self.projection, PROJECTIONS, "projection")
-        _check_count("steps", self.steps, "1 is the coarsest solve")
+        check_count("steps", self.steps, "1 is the coarsest solve")
 
     @property
     def tableau(self) -> Tableau:
@@ -88,13 +90,22 @@ class FixedStep:
     def grid(self, duration: float) -> Iterator[tuple[float, float]]:
         """Start and end of each step over [0, duration]."""
         for index in range(self.steps):
-            yield duration * index / self.steps, duration * (index + 1) / self.steps
+            yield grid_point(duration, index, self.steps), grid_point(duration, index + 1, self.steps)
 
     def step(self, evaluate: Evaluate, start: float, end: float, h: Tensor) -> Tensor:
         """One step, from ``h`` at time ``start`` to the state at time ``end``; all stages belong to this step."""
         h = runge_kutta_step(evaluate, self.tableau, start, end, h)
         project = PROJECTIONS[self.projection]
         return h if project is None else project(h)
+
+
+def grid_point(duration: float, index: int, count: int) -> float:
+    """The end of part ``index`` of ``count`` equal parts of the time.
+
+    Equal fractions give equal bits (2 of 8 and 1 of 4), so that a step which starts with a piece starts exactly there.
+    """
+    common = math.gcd(index, count)
+    return duration * (index // common) / (count // common)
 
 
 def runge_kutta_step(evaluate: Evaluate, tableau: Tableau, start: float, end: float, h: Tensor) -> Tensor:
@@ -107,12 +118,17 @@ def runge_kutta_step(evaluate: Evaluate, tableau: Tableau, start: float, end: fl
         end: time of the result.
         h: the state.
     """
-    size = end - start
+    return advance(h, slopes_of_step(evaluate, tableau, start, end, h), tableau.b, end - start)
+
+
+def slopes_of_step(evaluate: Evaluate, tableau: Tableau, start: float, end: float, h: Tensor) -> list[Tensor]:
+    """The stages of one explicit Runge-Kutta step from ``h`` at ``start``; ``end`` may lie before ``start``."""
+    size, last = end - start, max(start, end) * _JUST_BEFORE
     slopes: list[Tensor] = []
     for weights, c in zip(tableau.a, tableau.c, strict=True):
-        time = end * _JUST_BEFORE if c == 1.0 else start + c * size
+        time = min(end if c == 1.0 else start + c * size, last)
         slopes.append(evaluate(time, advance(h, slopes, weights, size)))
-    return advance(h, slopes, tableau.b, size)
+    return slopes
 
 
 def advance(h: Tensor, slopes: list[Tensor], weights: tuple[float, ...], size: float) -> Tensor:
@@ -155,13 +171,14 @@ class Adaptive:
         check_name(self.method, adaptive_methods(), "method of torchdiffeq")
         if not (self.rtol > 0 and self.atol > 0):
             raise ValueError(f"tolerances must be above 0, not rtol={self.rtol}, atol={self.atol}; try 1e-3 and 1e-4.")
-        _check_count("max_evaluations", self.max_evaluations, "leave it out for the default")
-        _check_count("steps", self.steps, "leave it out for the default")
+        check_count("max_evaluations", self.max_evaluations, "leave it out for the default")
+        check_count("steps", self.steps, "leave it out for the default")
 
 
 Solver = FixedStep | Adaptive
 
 
-def _check_count(name: str, value: object, cure: str) -> None:
+def check_count(name: str, value: object, cure: str) -> None:
+    """Raise `ValueError` unless ``value`` is an integer of 1 or more."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be an integer of 1 or more, not {value!r}; {cure}.")

@@ -10,6 +10,7 @@ from ode_detect.ode import (
     Adaptive,
     BasicField,
     BlockRecord,
+    Checkpoint,
     FixedStep,
     NonFiniteStateError,
     ODEBlock,
@@ -44,22 +45,25 @@ def stage(count=2, solver=None, gradient="backprop"):
     return nn.Sequential(*blocks)
 
 
-@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("gradient", [*GRADIENTS, Checkpoint(states=2)])
 @pytest.mark.parametrize("method", TABLEAUS)
 def test_fixed_steps(method, gradient):
     solver = FixedStep(method, steps=5)
+    stages = solver.evaluations // 5
     block = ODEBlock(field=Stiff(), solver=solver, gradient=gradient)
     with record_solves(block) as record:
         for _ in range(2):
             block(state()).sum().backward()
     mine = record.blocks["ODEBlock"]
     assert (mine.solves, mine.accepted, mine.rejected) == (2, 10, 0)
-    assert mine.forward_evaluations == 2 * solver.evaluations
-    assert mine.backward_evaluations == (0 if gradient == "backprop" else 2 * solver.evaluations)
+    # The pair of a reversible solve takes 2 * 5 - 1 increments; by the binomial formula, 5 steps from 2 states take 8.
+    assert mine.forward_evaluations == 2 * stages * (9 if gradient == "reversible" else 5)
+    steps_back = {"backprop": 0, "reversible": 9, Checkpoint(states=2): 8}.get(gradient, 5)
+    assert mine.backward_evaluations == 2 * stages * steps_back
     assert block.field.calls == mine.forward_evaluations + mine.backward_evaluations + 1  # one to count multiply-adds
 
 
-@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("gradient", ["backprop", "checkpoint", "adjoint"])
 @pytest.mark.parametrize("method", ["dopri5", "bosh3"])
 def test_adaptive_steps_against_torchdiffeqs_own_callbacks(method, gradient):
     seen = {"accepted": 0, "rejected": 0, "calls": 0}
@@ -158,8 +162,10 @@ def test_counting_without_measuring(solver):
     assert (counted.total.macs, counted.total.forward_seconds) == (0, 0.0)
 
 
-@pytest.mark.parametrize("gradient", GRADIENTS)
-@pytest.mark.parametrize("solver", [FixedStep("heun", steps=3), Adaptive()])
+@pytest.mark.parametrize(
+    ("solver", "gradient"),
+    [*((FixedStep("heun", steps=3), name) for name in GRADIENTS), (Adaptive(), "checkpoint"), (Adaptive(), "adjoint")],
+)
 def test_a_record_changes_nothing(solver, gradient):
     block = ODEBlock(field=Stiff(), solver=solver, gradient=gradient)
     results = []
