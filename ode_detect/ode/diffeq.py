@@ -16,7 +16,7 @@ from torchdiffeq._impl.solvers import FixedGridODESolver
 from .errors import NonFiniteStateError, SolveError, StepUnderflowError, TooManyEvaluationsError
 from .pieces import segments_of
 from .record import Tally
-from .solvers import TABLEAUS, Adaptive, Solver, Tableau, advance, runge_kutta_step
+from .solvers import TABLEAUS, Adaptive, Solver, Tableau, advance, grid_point, runge_kutta_step
 
 if TYPE_CHECKING:
     from .gradients import Adjoint
@@ -80,6 +80,20 @@ def solve(
     return state.to(h.dtype)
 
 
+def plain_odeint(field: nn.Module, h: Tensor, *, method: str, steps: int, duration: float) -> Tensor:
+    """The state at time ``duration`` by torchdiffeq alone, called as its user would: what our own loop is measured by.
+
+    Args:
+        field: the vector field.
+        h: the state at time 0, any shape.
+        method: a fixed-grid method of torchdiffeq; its "rk4" is the 3/8 rule, not the classical method.
+        steps: number of equal steps.
+        duration: the end of time.
+    """
+    times = torch.tensor([0.0, duration], dtype=h.dtype, device=h.device)
+    return odeint(field, h, times, method=method, options={"step_size": duration / steps})[-1]
+
+
 def _integrate(
     evaluate: Any, state: Tensor, times: Tensor, solver: Solver, adjoint: Adjoint | None, field: nn.Module
 ) -> Tensor:
@@ -111,7 +125,10 @@ def _grid(steps: int) -> dict[str, Any]:
     """Equal steps, with jumps of the weights at the end of a step seen from within the step."""
 
     def grid(func: Any, y0: Tensor, times: Tensor) -> Tensor:
-        return torch.linspace(float(times[0]), float(times[-1]), steps + 1, dtype=times.dtype, device=times.device)
+        # From 0, and backwards from minus the duration to 0, these are the points of FixedStep.grid, bit for bit.
+        start, end = float(times[0]), float(times[-1])
+        points = [grid_point(start, steps - i, steps) + grid_point(end, i, steps) for i in range(steps + 1)]
+        return torch.tensor(points, dtype=times.dtype, device=times.device)
 
     return {"grid_constructor": grid, "perturb": True}
 

@@ -2,11 +2,12 @@
 
 A field whose weights do not vary is *constant*. The two containers here make a field of K fields:
 `PiecewiseConstant` hands over from one to the next, `HatFunctions` blends neighbours linearly. Both last K units of
-time, so that N Euler steps over N pieces have step size 1 and are N residual blocks.
+time unless told otherwise, so that N Euler steps over N pieces have step size 1 and are N residual blocks.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -14,40 +15,57 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .names import check_name
+from .solvers import grid_point
 
 PIECES = ("constant", "piecewise", "hat")
 
 
 class PiecewiseConstant(nn.Module):
-    """K vector fields, one after the other: field k acts for t in [k, k + 1).
+    """K vector fields, one after the other, each for an equal part of the time: one unit if no duration is given.
 
     Args:
         pieces: the fields, K >= 1, in the order of time.
+        duration: the end of time, > 0; None is K. A flow of 8 blocks that keeps 2 pieces still lasts 8.
+
+    Raises:
+        ValueError: no piece, or a duration out of range.
     """
 
-    def __init__(self, pieces: Sequence[nn.Module]) -> None:
+    def __init__(self, pieces: Sequence[nn.Module], *, duration: float | None = None) -> None:
         super().__init__()
-        _check_pieces(pieces)
+        self.duration = _checked_duration(pieces, duration)
         self.pieces = nn.ModuleList(pieces)
 
-    @property
-    def duration(self) -> float:
-        """K, the end of time."""
-        return float(len(self.pieces))
-
     def forward(self, t: float | Tensor, h: Tensor) -> Tensor:
-        """dh/dt at time ``t`` in [0, K], shape of ``h``."""
-        index = min(int(t), len(self.pieces) - 1)
-        return self.pieces[index](t, h)
+        """dh/dt at time ``t`` in [0, duration], shape of ``h``."""
+        return self.pieces[self.index(t)](t, h)
+
+    def index(self, t: float | Tensor) -> int:
+        """Which piece acts at time ``t``: k from its start, the k-th of K equal parts of the time, on."""
+        time, last = _as_float(t), len(self.pieces) - 1
+        guess = min(int(time * len(self.pieces) / self.duration), last)
+        # The quotient is rounded, and a step that starts with a piece must see that piece.
+        if guess < last and time >= self._start(guess + 1, t):
+            return guess + 1
+        return guess - 1 if guess > 0 and time < self._start(guess, t) else guess
 
     def segments(self) -> Iterator[tuple[nn.Module, float, float]]:
         """The smooth parts, as (field, start, end): what a solver that cannot see a jump is run on, part by part."""
         for index, piece in enumerate(self.pieces):
-            yield piece, float(index), float(index + 1)
+            yield piece, self._start(index, 0.0), self._start(index + 1, 0.0)
+
+    def extra_repr(self) -> str:
+        """Duration."""
+        return f"duration={self.duration:g}"
+
+    def _start(self, index: int, t: float | Tensor) -> float:
+        """When piece ``index`` starts, in the precision of the time ``t``."""
+        start = grid_point(self.duration, index, len(self.pieces))
+        return float(torch.tensor(start, dtype=t.dtype)) if isinstance(t, Tensor) else start
 
 
 class HatFunctions(nn.Module):
-    """Weights that are linear in time between K knots, evenly spread over [0, K].
+    """Weights that are linear in time between K knots, evenly spread over the time, from its start to its end.
 
     The weights at time t are the blend of those of the two nearest knots (finite elements of order one; Queiruga et
     al. 2020, "Continuous-in-Depth Neural Networks"). Floating-point buffers are blended as the weights are.
@@ -57,47 +75,56 @@ class HatFunctions(nn.Module):
 
     Args:
         knots: K >= 1 fields of the same build.
+        duration: the end of time, > 0; None is K.
+
+    Raises:
+        ValueError: no knot, knots of different builds, or a duration out of range.
     """
 
-    def __init__(self, knots: Sequence[nn.Module]) -> None:
+    def __init__(self, knots: Sequence[nn.Module], *, duration: float | None = None) -> None:
         super().__init__()
-        _check_pieces(knots)
-        names = [sorted(_tensors(knot)) for knot in knots]
+        self.duration = _checked_duration(knots, duration)
+        names = [sorted(tensors_of(knot)) for knot in knots]
         if any(other != names[0] for other in names):
             raise ValueError(
                 "the knots of hat functions must be fields of the same build, so that weights can be blended"
             )
         self.knots = nn.ModuleList(knots)
 
-    @property
-    def duration(self) -> float:
-        """K, the end of time."""
-        return float(len(self.knots))
-
     def forward(self, t: float | Tensor, h: Tensor) -> Tensor:
-        """dh/dt at time ``t`` in [0, K], shape of ``h``."""
-        last = len(self.knots) - 1
-        # An adaptive solver's time follows its first step size, and so has a gradient, which is none of the field's.
-        position = float(t if isinstance(t, float) else t.detach()) * last / self.duration
-        left = min(int(position), max(last - 1, 0))
-        weight = position - left
-        if weight == 0.0 or last == 0:
+        """dh/dt at time ``t`` in [0, duration], shape of ``h``."""
+        left, weight = self.between(t)
+        if weight == 0.0:
             return self.knots[left](t, h)
-        a, b = _tensors(self.knots[left]), _tensors(self.knots[left + 1])
+        a, b = tensors_of(self.knots[left]), tensors_of(self.knots[left + 1])
         blend = {n: torch.lerp(a[n], b[n], weight) if a[n].is_floating_point() else a[n] for n in a}
         return functional_call(self.knots[0], blend, (t, h))
 
+    def between(self, t: float | Tensor) -> tuple[int, float]:
+        """The knot to the left of time ``t``, and the weight of the next one, in [0, 1] for t in [0, duration]."""
+        last = len(self.knots) - 1
+        if last == 0:
+            return 0, 0.0
+        position = _as_float(t) * last / self.duration
+        left = min(int(position), last - 1)
+        return left, position - left
 
-def in_pieces(kind: str, count: int, make: Callable[[], nn.Module]) -> nn.Module:
+    def extra_repr(self) -> str:
+        """Duration."""
+        return f"duration={self.duration:g}"
+
+
+def in_pieces(kind: str, count: int, make: Callable[[], nn.Module], *, duration: float | None = None) -> nn.Module:
     """Build a field whose weights vary in time.
 
     Args:
         kind: "constant" (``count`` must be 1), "piecewise" or "hat".
         count: number of pieces or knots, >= 1.
         make: builds one field.
+        duration: the end of time of the pieces; None is ``count``. Constant weights have no end: give it to `ODEBlock`.
 
     Raises:
-        ValueError: unknown kind, or a count that does not fit it.
+        ValueError: unknown kind, or a count or duration that does not fit it.
     """
     check_name(kind, PIECES, "pieces")
     if count < 1 or (kind == "constant" and count != 1):
@@ -108,7 +135,7 @@ def in_pieces(kind: str, count: int, make: Callable[[], nn.Module]) -> nn.Module
     if kind == "constant":
         return make()
     fields = [make() for _ in range(count)]
-    return PiecewiseConstant(fields) if kind == "piecewise" else HatFunctions(fields)
+    return (PiecewiseConstant if kind == "piecewise" else HatFunctions)(fields, duration=duration)
 
 
 def duration_of(field: nn.Module) -> float:
@@ -125,10 +152,23 @@ def segments_of(field: nn.Module, duration: float) -> list[tuple[nn.Module, floa
     return [*inside[:-1], (part, start, duration)]
 
 
-def _check_pieces(fields: Sequence[nn.Module]) -> None:
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, by name."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _checked_duration(fields: Sequence[nn.Module], duration: float | None) -> float:
     if len(fields) == 0:
         raise ValueError("a field in pieces was given no piece; give at least one field")
+    value = float(len(fields) if duration is None else duration)
+    if not 0 < value < math.inf:
+        raise ValueError(
+            f"the duration of a field in pieces must be a number above 0, not {duration!r}; "
+            f"leave it out for {len(fields)}, one unit of time a piece."
+        )
+    return value
 
 
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+def _as_float(t: float | Tensor) -> float:
+    # An adaptive solver's time follows its first step size, and so has a gradient, which is none of the field's.
+    return float(t.detach()) if isinstance(t, Tensor) else t

@@ -1,5 +1,6 @@
 import copy
 import itertools
+import math
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from torch import nn
 
 from ode_detect.ode import BasicField, FixedStep, HatFunctions, ODEBlock, PiecewiseConstant, in_pieces
 from ode_detect.ode.pieces import PIECES, duration_of, segments_of
+from ode_detect.ode.solvers import TABLEAUS
 
 KINDS = [kind for kind in PIECES if kind != "constant"]
 
@@ -155,3 +157,91 @@ def test_a_number_that_stays(kind):
     h = torch.linspace(-1, 1, 64, dtype=torch.float64).reshape(1, 4, 4, 4)
     out = ODEBlock(field=field, solver=FixedStep("rk4", steps=6))(h)
     assert float(out.detach().square().mean().sqrt()) == pytest.approx(REGRESSION[kind], rel=1e-9)
+
+
+# --- duration ---
+
+DURATIONS = [(22.0, 4), (3.0, 7), (8.0, 2), (1.0, 3), (2.7, 6), (0.1, 5), (math.pi, 11), (1e-3, 9), (1e6 / 3, 13)]
+
+
+class Remembers(nn.Module):
+    """Piece ``index``, which writes down that it was evaluated; dh/dt = 1."""
+
+    def __init__(self, index, seen):
+        super().__init__()
+        self.index, self.seen = index, seen
+
+    def forward(self, t, h):
+        self.seen.append(self.index)
+        return 1.0 + 0.0 * h
+
+
+@pytest.mark.parametrize("gradient", ["backprop", "adjoint"])
+@pytest.mark.parametrize("method", TABLEAUS)
+@pytest.mark.parametrize(("duration", "count"), DURATIONS)
+def test_every_stage_sees_the_piece_of_its_step(duration, count, method, gradient):
+    """Also in the backward solve of the adjoint, in reverse."""
+    for per_piece in (1, 2, 3, 7):
+        seen = []
+        field = PiecewiseConstant([Remembers(k, seen) for k in range(count)], duration=duration)
+        solver = FixedStep(method, steps=per_piece * count)
+        h = ONE.clone().requires_grad_()
+        out = ODEBlock(field=field, solver=solver, gradient=gradient)(h)
+        expected = [k for k in range(count) for _ in range(per_piece * len(TABLEAUS[method].b))]
+        assert seen == expected
+        out.sum().backward()
+        assert seen[len(expected) :] == (expected[::-1] if gradient == "adjoint" else [])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("duration", "count"), DURATIONS)
+def test_a_piece_starts_at_its_start_in_the_precision_of_the_time(duration, count, dtype):
+    field = PiecewiseConstant(fields(count), duration=duration)
+    starts = torch.tensor([start for _, start, _ in field.segments()], dtype=dtype)
+    for k, start in enumerate(starts):
+        assert field.index(start) == k
+        assert field.index(torch.nextafter(start, -ONE.squeeze().to(dtype))) == max(k - 1, 0)
+    assert field.index(torch.tensor(duration, dtype=dtype)) == count - 1
+
+
+@pytest.mark.parametrize(("duration", "count"), DURATIONS)
+def test_a_duration_stretches_time(duration, count):
+    for container in (PiecewiseConstant, HatFunctions):
+        plain, stretched = container(fields(count)), container(fields(count), duration=duration)
+        assert duration_of(stretched) == ODEBlock(field=stretched).duration == duration
+        for share in (0.0, 0.1, 0.33, 0.49, 0.77, 0.99, 1.0):
+            torch.testing.assert_close(stretched(share * duration, ONE), plain(share * count, ONE))
+
+
+def test_the_default_duration_changes_no_bit():
+    """Time is the position among the pieces, and a step starts where k, a float, is k."""
+    for count in range(1, 40):
+        field, same = PiecewiseConstant(fields(count)), HatFunctions(fields(count))
+        for t in torch.linspace(0, count, 97, dtype=torch.float64).tolist():
+            assert field.index(t) == min(int(t), count - 1)
+            left, weight = same.between(t)
+            assert left + weight == t * (count - 1) / count
+        assert [(start, end) for _, start, end in field.segments()] == [(float(k), k + 1.0) for k in range(count)]
+
+
+@pytest.mark.parametrize(("duration", "count"), DURATIONS)
+def test_adaptive_methods_are_run_piece_by_piece(duration, count):
+    field = PiecewiseConstant(fields(count), duration=duration)
+    parts = segments_of(field, duration)
+    assert [part for part, _, _ in parts] == list(field.pieces)
+    assert parts[-1][2] == duration
+    assert all(end == start for (_, _, end), (_, start, _) in itertools.pairwise(parts))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pieces_of_a_duration_can_be_built_and_shown(kind):
+    field = in_pieces(kind, 2, Affine, duration=8)
+    assert duration_of(field) == 8.0
+    assert "duration=8" in repr(field)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("duration", [0, -1.0, float("inf"), float("nan")])
+def test_durations_out_of_range(kind, duration):
+    with pytest.raises(ValueError, match=r"number above 0, not (0|-1\.0|inf|nan); leave it out for 2"):
+        in_pieces(kind, 2, Affine, duration=duration)
