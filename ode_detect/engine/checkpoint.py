@@ -7,6 +7,8 @@ import logging
 import pickle
 import re
 from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,16 +169,8 @@ class Checkpointer(DetectionCheckpointer):
         partial.replace(Path(self.save_dir) / "last_checkpoint")
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        try:
-            if not filename.endswith(".pkl"):
-                return super()._load_file(filename)
-            with Path(filename).open("rb") as file:
-                return _from_zoo(_NumbersOnly(file, encoding="latin1").load())
-        except (pickle.UnpicklingError, EOFError, RuntimeError, AttributeError, UnicodeDecodeError) as error:
-            raise CheckpointError(
-                f"{filename} cannot be read as weights ({str(error).splitlines()[0]}). It may be cut short, be another "
-                "kind of file, or hold code, which is not run. Get it again from its source."
-            ) from error
+        with explained(filename):
+            return unpickle_weights(filename) if filename.endswith(".pkl") else super()._load_file(filename)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         state = {name: _as_tensor(value) for name, value in checkpoint["model"].items()}
@@ -221,6 +215,30 @@ class Checkpointer(DetectionCheckpointer):
             f"{path} does not fit the network in {len(lines)} tensors:\n  {listed}\n"
             "Give the weights that belong to the config, or set MODEL.ALLOW_PARTIAL_WEIGHTS True to go on all the same."
         )
+
+
+@contextmanager
+def explained(path: str) -> Iterator[None]:
+    """Say what is wrong with a file that cannot be read as weights.
+
+    Raises:
+        CheckpointError: reading failed.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # what a broken file makes its reader raise is nobody's contract
+        raise CheckpointError(
+            f"{path} cannot be read as weights ({(str(error).splitlines() or ['it is empty'])[0]}). It may be cut "
+            "short, be another kind of file, or hold code, which is not run. Get it again from its source."
+        ) from error
+
+
+def unpickle_weights(path: str) -> dict[str, Any]:
+    """Read a .pkl of Detectron2's zoo, or of Caffe2's, without running code from it; the weights are in "model"."""
+    with Path(path).open("rb") as file:
+        return _from_zoo(_NumbersOnly(file, encoding="latin1").load())
 
 
 class _NumbersOnly(pickle.Unpickler):

@@ -24,7 +24,7 @@ def run_tool(main: Callable[[list[str]], None], arguments: list[str]) -> int:
     warnings.filterwarnings("ignore", message="torch.meshgrid")
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     from ode_detect.detection.data import DatasetError
-    from ode_detect.ode import SolveError
+    from ode_detect.ode import ConversionError, SolveError
     from ode_detect.ode.names import UnknownNameError
 
     from .checkpoint import CheckpointError
@@ -33,7 +33,7 @@ def run_tool(main: Callable[[list[str]], None], arguments: list[str]) -> int:
 
     try:
         main(arguments)
-    except (ConfigError, CheckpointError, DatasetError, SolveError, UnknownNameError) as error:
+    except (ConfigError, CheckpointError, ConversionError, DatasetError, SolveError, UnknownNameError) as error:
         # An error from a process that loads pictures brings its traceback in its text.
         return _fail(re.split(r"\n[\w.]*Error: ", str(error))[-1])
     except OSError as error:

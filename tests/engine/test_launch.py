@@ -5,7 +5,7 @@ from ode_detect.engine.checkpoint import CheckpointError
 from ode_detect.engine.config import ConfigError
 from ode_detect.engine.launch import run_tool
 from ode_detect.engine.trainer import Interrupted
-from ode_detect.ode import TooManyEvaluationsError
+from ode_detect.ode import ConversionError, TooManyEvaluationsError
 from ode_detect.ode.names import UnknownNameError
 
 
@@ -14,6 +14,7 @@ from ode_detect.ode.names import UnknownNameError
     [
         (ConfigError("look here"), 2, "error: look here"),
         (CheckpointError("look here"), 2, "error: look here"),
+        (ConversionError("look here"), 2, "error: look here"),
         (DatasetError("look here"), 2, "error: look here"),
         (UnknownNameError("look here"), 2, "error: look here"),
         (TooManyEvaluationsError(block="b", time=0.5, step="s", evaluations=9), 2, "after 9 evaluations"),
