@@ -18,8 +18,9 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
 from torch import Tensor, nn
 
-from ode_detect.ode import Adaptive, FixedStep, ODEBlock, in_pieces
+from ode_detect.ode import Adaptive, Checkpoint, FixedStep, ODEBlock, Reversible, in_pieces
 from ode_detect.ode.fields import ACTIVATIONS, FIELDS, NORMS
+from ode_detect.ode.gradients import Gradient, make_gradient
 from ode_detect.ode.names import check_name
 from ode_detect.ode.solvers import TABLEAUS, Solver
 
@@ -141,6 +142,10 @@ def _check(cfg: CfgNode, stages: list[_Stage]) -> None:
     for name in ode.STAGES:
         check_name(name, STAGES, "stage in MODEL.ODE.STAGES")
     check_name(ode.ACTIVATION, ACTIVATIONS, "MODEL.ODE.ACTIVATION")
+    if ode.STEPS < 0:
+        raise ValueError(
+            f"MODEL.ODE.STEPS must be an integer of 1 or more, or 0, not {ode.STEPS}; 0 is one step for each piece."
+        )
     check_name(ode.FIELD, ["auto", *FIELDS], "MODEL.ODE.FIELD")
     if any(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE):
         raise ValueError(
@@ -183,18 +188,29 @@ def _tail(cfg: CfgNode, stage: _Stage) -> list[CNNBlockBase]:
 
 def _flow(cfg: CfgNode, stage: _Stage) -> ODEBlock:
     ode = cfg.MODEL.ODE
-    if ode.GRADIENT == "adjoint" and ode.PROJECTION != "none":
-        raise ValueError(
-            f"MODEL.ODE.GRADIENT adjoint integrates a smooth flow, not one projected by {ode.PROJECTION!r}; "
-            "set MODEL.ODE.PROJECTION none, or GRADIENT checkpoint."
-        )
     count = ode.NUM_PIECES or (1 if ode.PIECES == "constant" else stage.blocks - 1)
+    duration = ode.DURATION or None
     return ODEBlock(
-        field=in_pieces(ode.PIECES, count, lambda: _field(cfg, stage)),
+        field=in_pieces(ode.PIECES, count, lambda: _field(cfg, stage), duration=duration),
         solver=_solver(cfg, count),
-        gradient=ode.GRADIENT,
+        gradient=_gradient(cfg),
+        duration=duration,
         name=f"{stage.name}.flow",
     )
+
+
+def _gradient(cfg: CfgNode) -> Gradient:
+    ode = cfg.MODEL.ODE
+    if ode.GRADIENT in ("adjoint", "reversible") and ode.PROJECTION != "none":
+        raise ValueError(
+            f"MODEL.ODE.GRADIENT {ode.GRADIENT} goes backwards through the flow, which one projected by "
+            f"{ode.PROJECTION!r} does not allow; set MODEL.ODE.PROJECTION none, or GRADIENT checkpoint."
+        )
+    if ode.GRADIENT == "checkpoint":
+        return Checkpoint(every=ode.CHECKPOINT_EVERY, states=ode.CHECKPOINT_STATES or None)
+    if ode.GRADIENT == "reversible":
+        return Reversible(coupling=ode.COUPLING)
+    return make_gradient(ode.GRADIENT, ode.MEMORY_BUDGET * 2**20 if ode.GRADIENT == "auto" else None)
 
 
 def _field(cfg: CfgNode, stage: _Stage) -> nn.Module:

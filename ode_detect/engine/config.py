@@ -11,6 +11,8 @@ import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
+from ode_detect.ode.names import UnknownNameError, check_name
+
 
 class ConfigError(ValueError):
     """A config that cannot be used; the message says why and what to do."""
@@ -38,28 +40,56 @@ def add_ode_config(cfg: CfgNode) -> None:
     cfg.MODEL.ODE.PIECES = "piecewise"
     # Number of pieces or knots of each flow; 0: one for each replaced block.
     cfg.MODEL.ODE.NUM_PIECES = 0
+    # The time over which each flow is integrated, in steps of the ResNet (a tail of 8 blocks that keeps 2 pieces still
+    # lasts 8); 0: one unit for each piece.
+    cfg.MODEL.ODE.DURATION = 0
     # Fixed steps: "euler", "midpoint", "heun", "rk4". Or a method of torchdiffeq: "dopri5", "bosh3", ...
     cfg.MODEL.ODE.METHOD = "euler"
     # Steps of each flow over the whole time; 0: one for each piece. Adaptive methods choose their own.
     cfg.MODEL.ODE.STEPS = 0
+    # Steps or method of single flows, which win over STEPS and METHOD: [{FLOW: res4, STEPS: 11, METHOD: midpoint}].
+    # They count where ROLE is "ode", for any backbone; on the command line: "[{'FLOW': 'res4', 'STEPS': 11}]".
+    cfg.MODEL.ODE.FLOWS = []
     # After each fixed step: "relu", as a ResNet does after its sum, or "none".
     cfg.MODEL.ODE.PROJECTION = "relu"
     # Tolerances and the limit of evaluations of an adaptive method.
     cfg.MODEL.ODE.RTOL = 1e-3
     cfg.MODEL.ODE.ATOL = 1e-4
     cfg.MODEL.ODE.MAX_EVALUATIONS = 1000
-    # How the gradient is paid: "backprop" (memory grows with steps), "checkpoint" (exact, recomputes), "adjoint"
-    # (torchdiffeq's, inexact).
+    # How the gradient is paid: "backprop" (memory grows with steps), "checkpoint" (exact, recomputes), "reversible"
+    # (exact, constant memory, a scheme of its own with twice the evaluations; no projection), "auto" (the fastest of
+    # backprop and checkpoint within MEMORY_BUDGET), "adjoint" (torchdiffeq's, inexact).
     cfg.MODEL.ODE.GRADIENT = "backprop"
+    # checkpoint: keep each k-th state, or at most this many states at any time (binomial schedule; 0: by EVERY).
+    cfg.MODEL.ODE.CHECKPOINT_EVERY = 1
+    cfg.MODEL.ODE.CHECKPOINT_STATES = 0
+    # reversible: the coupling, in (0, 1).
+    cfg.MODEL.ODE.COUPLING = 0.99
+    # auto: what each flow may hold for its backward pass, in MiB.
+    cfg.MODEL.ODE.MEMORY_BUDGET = 512
     # Normalisation in the field: "GN", "LN", "FrozenBN" (pretrained weights only), "none"; "": MODEL.RESNETS.NORM.
     cfg.MODEL.ODE.NORM = ""
     # Activation in the field: "relu", "silu", "softplus".
     cfg.MODEL.ODE.ACTIVATION = "relu"
     # Go on when MODEL.WEIGHTS does not fill the network: what is not in the file keeps its random start.
     cfg.MODEL.ALLOW_PARTIAL_WEIGHTS = False
+    # Evaluate (--eval-only) a copy of the detector that was made faster, and compared on the first test picture.
+    cfg.MODEL.OPTIMIZE_FOR_INFERENCE = False
 
     # "SGD" (with MOMENTUM and NESTEROV) or "AdamW".
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # Training for the dial: in each iteration every flow draws its steps from STEPS for a second pass, whose features
+    # learn from those of the pass at the full steps. [] trains without.
+    cfg.SOLVER.DIAL = CfgNode()
+    cfg.SOLVER.DIAL.STEPS = []
+    # Methods to draw from; [] keeps that of each flow.
+    cfg.SOLVER.DIAL.METHODS = []
+    # Weight of the squared distance of the features, in units of their square.
+    cfg.SOLVER.DIAL.WEIGHT = 1.0
+    # Weight of the task's losses in the second pass; 0 runs only the backbone a second time.
+    cfg.SOLVER.DIAL.TASK_WEIGHT = 0.0
+    # Training batches from which tools/dial.py estimates the statistics of BatchNorm for each setting.
+    cfg.SOLVER.DIAL.STATISTICS_BATCHES = 25
 
     # One's own data sets in COCO JSON: [{NAME: my_train, IMAGES: path/to/images, ANNOTATIONS: path/to/train.json}].
     cfg.DATASETS.CUSTOM = []
@@ -108,6 +138,34 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
     except (ValueError, AssertionError) as error:
         raise ConfigError(f"{path}: {error} Give a value of the type of the default.") from error
     return cfg
+
+
+def flow_settings(cfg: CfgNode) -> tuple[dict[str, int], dict[str, str]]:
+    """``MODEL.ODE.FLOWS`` as steps by flow and methods by flow.
+
+    Raises:
+        ConfigError: an entry without FLOW, with an unknown key, without STEPS and METHOD, or a flow named twice.
+    """
+    steps: dict[str, int] = {}
+    methods: dict[str, str] = {}
+    seen = set()
+    for entry in cfg.MODEL.ODE.FLOWS:
+        if not isinstance(entry, dict) or "FLOW" not in entry or len(entry) < 2:
+            raise ConfigError(
+                f"an entry of MODEL.ODE.FLOWS names a FLOW and its STEPS, its METHOD or both, and this one is {entry}; "
+                "write {FLOW: res4, STEPS: 11}."
+            )
+        for key in entry:
+            try:
+                check_name(key, ("FLOW", "STEPS", "METHOD"), "key in MODEL.ODE.FLOWS")
+            except UnknownNameError as error:
+                raise ConfigError(str(error)) from error
+        if entry["FLOW"] in seen:
+            raise ConfigError(f"MODEL.ODE.FLOWS names {entry['FLOW']!r} twice; join the two entries.")
+        seen.add(entry["FLOW"])
+        steps |= {entry["FLOW"]: entry["STEPS"]} if "STEPS" in entry else {}
+        methods |= {entry["FLOW"]: entry["METHOD"]} if "METHOD" in entry else {}
+    return steps, methods
 
 
 def _check_key(key: str, known: list[str], where: object) -> None:

@@ -21,6 +21,7 @@ from detectron2.evaluation.evaluator import inference_context
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
+from ode_detect.detection.optimize import optimize_detector
 from ode_detect.ode import ODEBlock, record_solves
 from ode_detect.ode.record import MultiplyAdds
 from ode_detect.report.pictures import PictureError
@@ -55,7 +56,15 @@ class Run:
     config_file: str
 
 
-def open_run(cfg: CfgNode, *, command: str, config_file: str, resume: bool, evaluating: bool = False) -> Run:
+def open_run(
+    cfg: CfgNode,
+    *,
+    command: str,
+    config_file: str,
+    resume: bool,
+    evaluating: bool = False,
+    folder: Path | None = None,
+) -> Run:
     """Prepare the run folder: log, resolved config, environment, seeds.
 
     Args:
@@ -64,6 +73,7 @@ def open_run(cfg: CfgNode, *, command: str, config_file: str, resume: bool, eval
         config_file: for the records.
         resume: go on in a folder that holds a run.
         evaluating: only evaluate; what is there stays as it is.
+        folder: of the run; None is ``OUTPUT_DIR``, or ``evaluation`` in it.
 
     Raises:
         ConfigError: the folder holds another run, or training cannot work as configured.
@@ -72,7 +82,7 @@ def open_run(cfg: CfgNode, *, command: str, config_file: str, resume: bool, eval
     task = get_task(cfg)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("training in several processes is not there yet; start one process, without torchrun.")
-    folder = Path(cfg.OUTPUT_DIR) / ("evaluation" if evaluating else "")
+    folder = folder or Path(cfg.OUTPUT_DIR) / ("evaluation" if evaluating else "")
     holds_run = (folder / "last_checkpoint").exists() or (folder / "metrics.json").exists()
     if holds_run and not (resume or evaluating):
         raise ConfigError(
@@ -126,19 +136,54 @@ def evaluate_only(run: Run) -> Results:
     Raises:
         CheckpointError: there are no weights, or they do not fill the network.
     """
+    model, _ = load_network(run)
+    return report(run, model, evaluate(run, for_inference(run, model)), minutes=None)
+
+
+def for_inference(run: Run, model: nn.Module) -> nn.Module:
+    """The model itself, or with ``MODEL.OPTIMIZE_FOR_INFERENCE`` its optimised copy.
+
+    Raises:
+        ConfigError: it cannot be optimised.
+    """
+    if not run.cfg.MODEL.OPTIMIZE_FOR_INFERENCE:
+        return model
+    batch = next(iter(run.task.test_loader(run.cfg, run.cfg.DATASETS.TEST[0])))
+    try:
+        fast, optimization = optimize_detector(model, batch)
+    except ValueError as error:
+        raise ConfigError(f"MODEL.OPTIMIZE_FOR_INFERENCE: {error}") from error
+    logger.info("optimised for inference: %s", optimization)
+    return fast
+
+
+def load_network(run: Run, weights: str = "") -> tuple[nn.Module, str]:
+    """Build the network of a config and fill it.
+
+    Args:
+        run: an open run.
+        weights: a checkpoint; "" is ``MODEL.WEIGHTS``, or the last one in the run folder.
+
+    Returns:
+        The network, and the file it was filled from.
+
+    Raises:
+        CheckpointError: there are no weights, or they do not fill the network.
+    """
     model = build_network(run.cfg)
     checkpointer = Checkpointer(model, run.cfg.OUTPUT_DIR, allow_partial=run.cfg.MODEL.ALLOW_PARTIAL_WEIGHTS)
     # The weights that the config starts a training with are not those of the run that it made.
     started_with = load_config(run.config_file).MODEL.WEIGHTS
     trained = checkpointer.get_checkpoint_file()
-    weights = trained if trained and run.cfg.MODEL.WEIGHTS in ("", started_with) else run.cfg.MODEL.WEIGHTS
+    if not weights:
+        weights = trained if trained and run.cfg.MODEL.WEIGHTS in ("", started_with) else run.cfg.MODEL.WEIGHTS
     if not weights:
         raise CheckpointError(
             f"there is nothing to evaluate: MODEL.WEIGHTS is empty and {run.cfg.OUTPUT_DIR} holds no checkpoint. "
             "Give MODEL.WEIGHTS path/to/model.pth."
         )
     checkpointer.load_weights(weights, whole=True)
-    return report(run, model, evaluate(run, model), minutes=None)
+    return model, weights
 
 
 def evaluate(run: Run, model: nn.Module) -> dict[str, Any]:
@@ -313,6 +358,8 @@ def _protocol(run: Run, *, trained: bool) -> str:
     cfg = run.cfg
     precision = "autocast" if cfg.SOLVER.AMP.ENABLED else "float32"
     tested = f"tested on {', '.join(cfg.DATASETS.TEST)}"
+    if not trained and cfg.MODEL.OPTIMIZE_FOR_INFERENCE:
+        tested += " as optimised for inference"
     measured = f"{run.task.protocol}; multiply-adds and evaluations of one test picture"
     if not trained:
         return f"{tested}, weights of {cfg.MODEL.WEIGHTS or cfg.OUTPUT_DIR}; {measured}"

@@ -9,7 +9,8 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,14 +22,16 @@ from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ode_detect.ode import SolveRecord, record_solves
+from ode_detect.ode.dial import set_solvers
 
 from .checkpoint import Checkpointer, CheckpointError
-from .config import ConfigError
+from .config import ConfigError, flow_settings
 from .optimizer import build_optimizer
+from .second_pass import SecondPass
 from .stream import build_stream, random_state, random_state_kept, set_random_state
 from .task import Task
 
@@ -57,6 +60,7 @@ class Trainer(SimpleTrainer):
         with config_errors():
             optimizer = build_optimizer(cfg, model)
             self.scheduler = build_lr_scheduler(cfg, optimizer)
+            self._second = SecondPass(cfg, model) if cfg.SOLVER.DIAL.STEPS else None
         self._cfg, self._task = cfg, task
         super().__init__(model, _no_data(), optimizer)
         self._scaler = torch.amp.GradScaler("cuda", enabled=cfg.SOLVER.AMP.ENABLED and on_gpu(cfg))
@@ -93,15 +97,18 @@ class Trainer(SimpleTrainer):
         super().train(self.start_iter, self.max_iter)
 
     def run_step(self) -> None:
-        """One iteration: batch, losses, gradients, update; autocast if ``SOLVER.AMP.ENABLED``."""
+        """One iteration: batch, losses (with ``SOLVER.DIAL``, of two passes), gradients, update."""
         began = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - began
-        with autocast(self._cfg):
+        with autocast(self._cfg), self._second.watched() if self._second else nullcontext():
             losses = self.model(data)
             total = sum(losses.values())
         self.optimizer.zero_grad()
         self._scaler.scale(total).backward()
+        if self._second:
+            # After the first backward pass, so that one graph at a time is kept.
+            losses = {**losses, **self._second.run(data, self._add_gradients, partial(autocast, self._cfg))}
         self.after_backward()
         # Before the update: a loss that is not finite stops the run while the weights are still good.
         self._write_metrics(losses, data_time)
@@ -123,6 +130,9 @@ class Trainer(SimpleTrainer):
             self._scaler.load_state_dict(state_dict["scaler"])
         self._random = state_dict["random"]
         self.seconds = state_dict["seconds"]
+
+    def _add_gradients(self, loss: Tensor) -> None:
+        self._scaler.scale(loss).backward()
 
     def _stream(self) -> DataLoader[list[Any]]:
         cfg = self._cfg
@@ -301,15 +311,19 @@ class ProgressWriter(EventWriter):
 
 
 def build_network(cfg: CfgNode) -> nn.Module:
-    """Detectron2's ``build_model``.
+    """Detectron2's ``build_model``, its flows solved as ``MODEL.ODE.FLOWS`` says.
 
     Raises:
         ConfigError: the config asks for what cannot be built.
     """
     if on_gpu(cfg) and not torch.cuda.is_available():
         raise ConfigError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r} and torch sees no GPU; set MODEL.DEVICE cpu.")
+    steps, methods = flow_settings(cfg)
     with config_errors():
-        return build_model(cfg)
+        model = build_model(cfg)
+        if cfg.MODEL.ODE.FLOWS and cfg.MODEL.ODE.ROLE == "ode":
+            set_solvers(model, steps=steps, method=methods)
+        return model
 
 
 @contextmanager

@@ -168,6 +168,17 @@ def test_what_cannot_be_built_says_what_to_do() -> None:
         build_ode_resnet_backbone(cfg, PICTURE)
 
 
+def test_fewer_pieces_may_last_as_long_as_the_blocks_they_stand_for() -> None:
+    for pieces in ("constant", "piecewise", "hat"):
+        count = 1 if pieces == "constant" else 2
+        cfg = config(34, PIECES=pieces, NUM_PIECES=count, DURATION=5, STEPS=5, STAGES=["res4"])
+        (block,) = flows(build_ode_resnet_backbone(cfg, PICTURE)).values()
+        assert (block.duration, block.solver.steps) == (5.0, 5)
+        assert pieces == "constant" or block.field.duration == 5.0
+    with pytest.raises(ValueError, match="number above 0, not -1"):
+        build_ode_resnet_backbone(config(DURATION=-1), PICTURE)
+
+
 def test_a_detector_is_built_and_trains() -> None:
     cfg = fpn(config(STAGES=["res3"]))
     cfg.MODEL.DEVICE = "cpu"

@@ -3,8 +3,12 @@ from pathlib import Path
 import pytest
 
 from ode_detect.engine.config import ConfigError, load_config
+from ode_detect.engine.trainer import build_network
+from ode_detect.ode import FixedStep
+from ode_detect.ode.dial import flows_of
 
 ROOT = Path(__file__).resolve().parents[2]
+QUICKSTART = ROOT / "configs" / "quickstart.yaml"
 CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.yaml"))
 
 
@@ -56,3 +60,45 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_its_base(tmp_path
 def test_custom_data_sets_can_be_given_in_a_file(tmp_path: Path) -> None:
     path = write(tmp_path, "DATASETS: {CUSTOM: [{NAME: mine, IMAGES: a, ANNOTATIONS: b.json}]}")
     assert load_config(path).DATASETS.CUSTOM == [{"NAME": "mine", "IMAGES": "a", "ANNOTATIONS": "b.json"}]
+
+
+def test_the_solver_of_one_flow_is_given_in_a_file_or_on_the_command_line(tmp_path: Path) -> None:
+    entries = [{"FLOW": "res3", "STEPS": 5, "METHOD": "rk4"}, {"FLOW": "res4.flow", "STEPS": 1}]
+    path = write(tmp_path, f"_BASE_: {ROOT}/configs/quickstart.yaml\nMODEL: {{ODE: {{FLOWS: {entries}}}}}")
+    for cfg in (load_config(path), load_config(QUICKSTART, ["MODEL.ODE.FLOWS", str(entries), "MODEL.DEVICE", "cpu"])):
+        solvers = [block.solver for block in flows_of(build_network(cfg)).values()]
+        assert solvers == [FixedStep("euler", steps=2), FixedStep("rk4", steps=5), FixedStep("euler", steps=1)]
+        cfg.MODEL.ODE.ROLE = "twin"  # the discrete twin of the same config has no flow to turn
+        build_network(cfg)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"FLOW": "res9", "STEPS": 1}, r"unknown flow 'res9'; known are res2\.flow"),
+        ({"FLOW": "res3", "STEPS": 0}, "integer of 1 or more, not 0"),
+        ({"FLOW": "res3", "METHOD": "eulr"}, "Did you mean 'euler'"),
+        ({"FLOW": "res3", "STEP": 1}, "unknown key in MODEL.ODE.FLOWS 'STEP'.*Did you mean 'STEPS'"),
+        ({"FLOW": "res3"}, "names a FLOW and its STEPS"),
+        ({"STEPS": 3}, "names a FLOW and its STEPS"),
+        ("res3", "names a FLOW and its STEPS"),
+    ],
+)
+def test_a_flow_that_cannot_be_solved_so_says_why(entry: object, message: str) -> None:
+    cfg = load_config(QUICKSTART, ["MODEL.ODE.FLOWS", str([entry]), "MODEL.DEVICE", "cpu"])
+    with pytest.raises(ConfigError, match=message):
+        build_network(cfg)
+
+
+def test_a_flow_is_named_once_and_by_a_network_that_has_it() -> None:
+    twice = str([{"FLOW": "res3", "STEPS": 1}, {"FLOW": "res3", "METHOD": "rk4"}])
+    with pytest.raises(ConfigError, match="twice"):
+        build_network(load_config(QUICKSTART, ["MODEL.ODE.FLOWS", twice]))
+    one = ["MODEL.ODE.FLOWS", "[{'FLOW': 'res3', 'STEPS': 1}]", "MODEL.ODE.STAGES", "[]"]
+    with pytest.raises(ConfigError, match="no ODEBlock"):
+        build_network(load_config(QUICKSTART, one))
+
+
+def test_fewer_than_no_steps_are_refused() -> None:
+    with pytest.raises(ConfigError, match="STEPS must be an integer of 1 or more, or 0"):
+        build_network(load_config(QUICKSTART, ["MODEL.ODE.STEPS", "-1"]))

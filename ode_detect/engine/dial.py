@@ -1,0 +1,392 @@
+"""The dial of one checkpoint: quality and cost by steps and methods, measured once and kept in a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.evaluation.evaluator import inference_context
+from torch import Tensor, nn
+
+from ode_detect.ode import FixedStep, SolveError, estimate_statistics
+from ode_detect.ode.dial import batch_norms, changed_solver, flow_names, flows_of, set_solvers, solved_by
+from ode_detect.ode.solvers import TABLEAUS, Solver
+from ode_detect.report.plots import MetricsError, plot_dial
+from ode_detect.report.results import Results, Row, commit, machine
+
+from .config import ConfigError
+from .run import Run, cost, evaluate, load_network, open_run
+from .stream import build_stream
+
+logger = logging.getLogger("ode_detect.engine")
+
+# What was evaluated, in the folder of a dial.
+_KEPT = "evaluations.json"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How each flow of a network is solved.
+
+    Attributes:
+        solvers: (path of the flow, solver), in the order of the network.
+    """
+
+    solvers: tuple[tuple[str, Solver], ...]
+
+    @property
+    def name(self) -> str:
+        """Such as "euler_2" where all flows are solved alike; "euler_1-2-2", "euler_1-rk4_2-euler_2" where not."""
+        methods = {solver.method for _, solver in self.solvers}
+        steps = [str(solver.steps) for _, solver in self.solvers if isinstance(solver, FixedStep)]
+        if len(methods) == 1 and len(steps) == len(self.solvers):
+            return f"{methods.pop()}_{steps[0] if len(set(steps)) == 1 else '-'.join(steps)}"
+        if len({solver for _, solver in self.solvers}) == 1:
+            return methods.pop()
+        return "-".join(f"{s.method}_{s.steps}" if isinstance(s, FixedStep) else s.method for _, s in self.solvers)
+
+    def with_flows(self, solvers: Mapping[str, Solver]) -> Setting:
+        """The setting with other solvers for some flows."""
+        return Setting(tuple((path, solvers.get(path, solver)) for path, solver in self.solvers))
+
+    def differs(self, other: Setting) -> set[str]:
+        """The flows that two settings of one network solve in different ways."""
+        return {path for (path, a), (_, b) in zip(self.solvers, other.solvers, strict=True) if a != b}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured at a setting.
+
+    Attributes:
+        setting: the setting.
+        metrics: of the test set; empty if the network could not be solved or gave nothing that can be evaluated.
+        cost: parameters, and evaluations and multiply-adds of one picture.
+    """
+
+    setting: Setting
+    metrics: dict[str, float]
+    cost: dict[str, float]
+
+
+class Dial:
+    """One checkpoint on the first test set of its config, at any setting.
+
+    What was evaluated is kept in the folder and not evaluated again, in a later command either, as long as config and
+    weights are the same. Times are never kept: those that are compared are measured side by side.
+
+    Args:
+        cfg: the config, not frozen.
+        command: for the records.
+        config_file: for the records.
+        weights: a checkpoint; "" is ``MODEL.WEIGHTS``, or the last one in ``OUTPUT_DIR``.
+        folder: where everything is written.
+
+    Attributes:
+        folder: where everything is written.
+        flows: the flows by path.
+        full: the setting of the config.
+        metric: name of the main metric.
+        better: "max" or "min".
+        measured: all that is known, by the setting's name.
+
+    Raises:
+        ConfigError: a network without flows, or a folder with the dial of another config or of other weights.
+    """
+
+    def __init__(self, cfg: CfgNode, *, command: str, config_file: str, weights: str, folder: Path) -> None:
+        self._asked = cfg.clone()
+        cfg.DATASETS.TEST = cfg.DATASETS.TEST[:1]
+        self.folder = folder
+        kept = json.loads((folder / _KEPT).read_text()) if (folder / _KEPT).exists() else {}
+        if cfg.SEED < 0 and kept:
+            cfg.SEED = kept["seed"]  # that was drawn then
+        self.run: Run = open_run(
+            cfg, command=command, config_file=config_file, resume=False, evaluating=True, folder=folder / "sweep"
+        )
+        self._asked.SEED = self.run.cfg.SEED
+        self.model, self.weights = load_network(self.run, weights)
+        try:
+            self.flows = flows_of(self.model)
+        except ValueError as error:
+            raise ConfigError(f"{error} MODEL.ODE.ROLE ode makes them, in MODEL.ODE.STAGES.") from error
+        self.full = Setting(tuple((path, block.solver) for path, block in self.flows.items()))
+        # "bbox/AP50" is "AP50" in the rows.
+        self.metric, self.better = self.run.task.metric.rpartition("/")[2], self.run.task.better
+        estimating = bool(batch_norms(self.model)) and self.run.cfg.SOLVER.DIAL.STATISTICS_BATCHES > 0
+        self.statistics_batches = self.run.cfg.SOLVER.DIAL.STATISTICS_BATCHES if estimating else 0
+        self._own = self._statistics()
+        self._estimated: dict[str, dict[str, Tensor]] = {}
+        self.measured: dict[str, Measured] = {}
+        self._marks = {"config": _config_mark(self.run.cfg), "weights": _weights_mark(self.model)}
+        self._commands = list(dict.fromkeys([*kept.get("commands", []), command]))
+        if kept:
+            self._take_up(kept)
+
+    def settings(
+        self, steps: Sequence[int], methods: Sequence[str], flows: Sequence[str] | None = None
+    ) -> list[Setting]:
+        """The full setting, and every method with every number of steps.
+
+        Args:
+            steps: numbers of steps; methods that choose their own come once.
+            methods: of ours or of torchdiffeq.
+            flows: change only these flows; None changes all.
+
+        Raises:
+            ConfigError: an impossible request.
+        """
+        found = {self.full.name: self.full}
+        for method in methods:
+            for count in steps if method in TABLEAUS else [None]:
+                try:
+                    chosen = set_solvers(self.model, steps=count, method=method, flow=flows, dry=True)
+                except ValueError as error:
+                    raise ConfigError(str(error)) from error
+                setting = self.full.with_flows(chosen)
+                found.setdefault(setting.name, setting)
+        return list(found.values())
+
+    def evaluate(self, setting: Setting) -> Measured:
+        """Quality and cost at a setting; what is in the folder is taken from there."""
+        if setting.name not in self.measured:
+            began = time.perf_counter()
+            metrics: dict[str, float] = {}
+            figures: dict[str, float] = {}
+            try:
+                self._estimate(setting)
+                with self.at(setting):
+                    figures = cost(self.run, self.model, minutes=None)
+                    metrics = self.run.task.metrics(evaluate(self.run, self.model))
+            except SolveError as error:
+                logger.warning("%s is left out: %s", setting.name, error)
+            self.measured[setting.name] = Measured(setting, metrics, figures)
+            self._write()
+            score = f"{self.metric} {metrics[self.metric]:.4f}" if self.metric in metrics else f"no {self.metric}"
+            logger.info("%s: %s, in %.1f s", setting.name, score, time.perf_counter() - began)
+        return self.measured[setting.name]
+
+    @property
+    def known(self) -> list[str]:
+        """The names of all settings with a quality."""
+        return [name for name in self.measured if self.quality(name) is not None]
+
+    def quality(self, name: str) -> float | None:
+        """The main metric at a measured setting, turned so that more is better; None if there is none."""
+        value = self.measured[name].metrics.get(self.metric)
+        return value if value is None or self.better == "max" else -value
+
+    def times(self, names: Sequence[str], *, pictures: int = 20) -> dict[str, float]:
+        """Milliseconds for one picture: the median over pictures of the faster of two calls.
+
+        The settings take turns on each picture, so that a machine that slows down slows all of them.
+
+        Args:
+            names: of measured settings.
+            pictures: how many of the test set, at most.
+        """
+        loader = self.run.task.test_loader(self.run.cfg, self.run.cfg.DATASETS.TEST[0])
+        batches = list(itertools.islice(loader, pictures))
+        taken: dict[str, list[float]] = {name: [] for name in names}
+        with torch.no_grad(), inference_context(self.model):
+            for name in names:
+                self._seconds(name, batches[0])  # for warming up
+            for turn, batch in enumerate(batches):
+                # Whoever begins changes from picture to picture.
+                order = [*names[turn % len(names) :], *names[: turn % len(names)]]
+                first = {name: self._seconds(name, batch) for name in order}
+                for name in order:
+                    taken[name].append(1000 * min(first[name], self._seconds(name, batch)) / len(batch))
+        return {name: statistics.median(values) for name, values in taken.items()}
+
+    def _seconds(self, name: str, batch: Any) -> float:
+        with self.at(self.measured[name].setting):
+            began = _now()
+            self.model(batch)
+            return _now() - began
+
+    @contextmanager
+    def at(self, setting: Setting) -> Iterator[None]:
+        """The network at a setting, with the statistics that belong to it."""
+        own = self._estimated.get(setting.name)
+        with solved_by(self.model, dict(setting.solvers)):
+            if own:
+                self.model.load_state_dict(own, strict=False)
+            try:
+                yield
+            finally:
+                if own:
+                    self.model.load_state_dict(self._own, strict=False)
+
+    def write_choice(self, setting: Setting, claim: str) -> Path:
+        """Write the config of a setting, and a checkpoint if it has statistics of its own.
+
+        ``config.yaml`` is the latest choice; that of each setting stays as ``NAME.yaml`` with ``NAME.pth``.
+
+        Args:
+            setting: a measured setting.
+            claim: what it is good for, one line.
+
+        Returns:
+            ``config.yaml``.
+        """
+        weights = self.weights
+        if setting.name in self._estimated:
+            weights = str(self.folder / f"{setting.name}.pth")
+            with self.at(setting):
+                _save({"model": self.model.state_dict()}, Path(weights))
+        cfg = self._asked.clone()
+        cfg.MODEL.WEIGHTS = weights
+        names = flow_names(self.flows)
+        cfg.MODEL.ODE.FLOWS = [_entry(names[path], solver) for path, solver in setting.solvers]
+        # A folder without the checkpoints of the run, which would be taken instead of these weights.
+        cfg.OUTPUT_DIR = str(self.folder)
+        text = f"# {claim}\n# Made by: {self.run.command}\n{cfg.dump()}"
+        for name in (f"{setting.name}.yaml", "config.yaml"):
+            (self.folder / name).write_text(text)
+        return self.folder / "config.yaml"
+
+    def report(self, times: Mapping[str, float]) -> Results:
+        """Write dial.json and dial.png.
+
+        Args:
+            times: milliseconds by the name of the setting; settings without a time or without metrics are left out.
+        """
+        cfg, task = self.run.cfg, self.run.task
+        known = [m for m in self.measured.values() if m.metrics and m.setting.name in times]
+        results = Results(
+            what=f"The dial of {Path(self.run.config_file).stem}: {task.name}, {cfg.DATASETS.TEST[0]}",
+            command="\n".join(self._commands),
+            commit=commit(),
+            date=datetime.now(timezone.utc).date().isoformat(),
+            machine=machine(),
+            protocol=self._protocol(),
+            rows=tuple(
+                Row(
+                    name=m.setting.name,
+                    role="ode",
+                    seed=cfg.SEED,
+                    config=self.run.config_file,
+                    metrics=m.metrics,
+                    cost={**m.cost, "latency_ms": round(times[m.setting.name], 3)},
+                )
+                for m in sorted(known, key=lambda m: (m.cost["evaluations"], times[m.setting.name]))
+            ),
+        )
+        results.write(self.folder / "dial.json")
+        try:
+            plot_dial(results.rows, self.metric, self.folder / "dial.png", full=self.full.name, better=self.better)
+        except MetricsError as error:
+            logger.warning("not drawn: %s", error)
+        return results
+
+    def _protocol(self) -> str:
+        cfg = self.run.cfg
+        parts = [f"tested on {cfg.DATASETS.TEST[0]}, weights of {self.weights}", self.run.task.protocol]
+        parts.append(f"full steps: {self.full.name}")
+        if self.statistics_batches:
+            batches = f"{self.statistics_batches} training batches of {cfg.SOLVER.IMS_PER_BATCH}"
+            parts.append(f"BatchNorm statistics of all other settings estimated from {batches}")
+        parts.append("multiply-adds and evaluations of one test picture")
+        parts.append(
+            "latency: median over up to 20 test pictures of the faster of two calls, the settings in turn on each, "
+            f"{torch.get_num_threads()} threads"
+        )
+        return "; ".join(parts)
+
+    def _estimate(self, setting: Setting) -> None:
+        """Statistics for a setting; those of the full one are the checkpoint's own."""
+        if not self.statistics_batches or setting == self.full:
+            return
+        cfg = self.run.cfg
+        dicts, mapper = self.run.task.train_data(cfg)
+        stream = build_stream(
+            dicts, mapper, batch=cfg.SOLVER.IMS_PER_BATCH, seed=cfg.SEED, workers=cfg.DATALOADER.NUM_WORKERS
+        )
+        try:
+            with solved_by(self.model, dict(setting.solvers)):
+                estimate_statistics(self.model, itertools.islice(stream, self.statistics_batches))
+                self._estimated[setting.name] = self._statistics()
+        except ValueError as error:
+            logger.warning("%s keeps the statistics of the full steps: %s", setting.name, error)
+        finally:
+            self.model.load_state_dict(self._own, strict=False)
+
+    def _statistics(self) -> dict[str, Tensor]:
+        named = batch_norms(self.model)
+        return {f"{path}.{n}": b.clone() for path, norm in named.items() for n, b in norm.named_buffers(recurse=False)}
+
+    def _take_up(self, kept: dict[str, Any]) -> None:
+        changed = [name for name, mark in self._marks.items() if kept["marks"].get(name) != mark]
+        if changed:
+            raise ConfigError(
+                f"{self.folder} holds the dial of another {' and of another '.join(changed)}, whose numbers would be "
+                "mixed with these. Give another --output."
+            )
+        for name, entry in kept["settings"].items():
+            solvers = {
+                path: changed_solver(solver, method=entry["solvers"][path][0], steps=entry["solvers"][path][1])
+                for path, solver in self.full.solvers
+            }
+            self.measured[name] = Measured(self.full.with_flows(solvers), entry["metrics"], entry["cost"])
+        if (self.folder / "statistics.pth").exists():
+            self._estimated = torch.load(self.folder / "statistics.pth", weights_only=True)
+        logger.info("%d settings are known from an earlier sweep in %s", len(self.measured), self.folder)
+
+    def _write(self) -> None:
+        """Statistics first: an evaluation that is known has its own."""
+        if self._estimated:
+            _save(self._estimated, self.folder / "statistics.pth")
+        kept: dict[str, Any] = {"marks": self._marks, "seed": self.run.cfg.SEED, "commands": self._commands}
+        kept["settings"] = {}
+        for name, m in self.measured.items():
+            solvers = {p: [s.method, s.steps if isinstance(s, FixedStep) else None] for p, s in m.setting.solvers}
+            kept["settings"][name] = {"solvers": solvers, "metrics": m.metrics, "cost": m.cost}
+        partial = self.folder / f"{_KEPT}.partial"
+        partial.write_text(json.dumps(kept, indent=1) + "\n")
+        partial.replace(self.folder / _KEPT)
+
+
+def _entry(name: str, solver: Solver) -> dict[str, Any]:
+    steps = {"STEPS": solver.steps} if isinstance(solver, FixedStep) else {}
+    return {"FLOW": name, "METHOD": solver.method, **steps}
+
+
+def _config_mark(cfg: CfgNode) -> str:
+    """Of all that a result depends on; weights are marked by their values."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = cfg.MODEL.WEIGHTS = ""
+    return hashlib.sha256(cfg.dump().encode()).hexdigest()
+
+
+def _weights_mark(model: nn.Module) -> str:
+    mark = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        mark.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        mark.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return mark.hexdigest()
+
+
+def _save(value: Any, path: Path) -> None:
+    partial = path.with_suffix(".pth.partial")
+    torch.save(value, partial)
+    partial.replace(path)
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()

@@ -1,0 +1,135 @@
+"""Training for the dial: beside each pass at the full steps one at drawn steps, which learns from the first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+
+from ode_detect.ode.dial import flows_of, set_solvers, solver_override, statistics_kept
+
+Features = dict[str, Tensor]
+
+
+class SecondPass:
+    """A pass of the same network with other solvers, pulled towards the features of the pass at the full steps.
+
+    The features are what the backbone gives, so what lies behind the flows; those of the full steps are detached, and
+    no second network is kept. BatchNorm normalises the second pass by its own batch, and its running statistics stay
+    those of the full steps: `ode_detect.ode.dial.estimate_statistics` makes those of another setting.
+
+    Args:
+        cfg: ``SOLVER.DIAL``.
+        model: a Detectron2 meta-architecture with a ``backbone`` that gives a dict of feature maps.
+
+    Raises:
+        ValueError: no backbone, no flow, or a solver that a flow cannot take.
+    """
+
+    def __init__(self, cfg: CfgNode, model: nn.Module) -> None:
+        dial = cfg.SOLVER.DIAL
+        backbone = getattr(model, "backbone", None)
+        if not isinstance(backbone, nn.Module):
+            raise ValueError(
+                f"SOLVER.DIAL compares the features of a backbone, and {type(model).__name__} has no module of that "
+                "name; give it one, or set SOLVER.DIAL.STEPS []."
+            )
+        if dial.WEIGHT < 0 or dial.TASK_WEIGHT < 0 or dial.WEIGHT + dial.TASK_WEIGHT == 0:
+            raise ValueError(
+                f"SOLVER.DIAL weighs its losses by numbers of 0 or more, not both 0, and WEIGHT is {dial.WEIGHT}, "
+                f"TASK_WEIGHT {dial.TASK_WEIGHT}; 1 and 0 are usual."
+            )
+        self._model, self._backbone = model, backbone
+        self._weight, self._task_weight = dial.WEIGHT, dial.TASK_WEIGHT
+        self._steps, self._methods = list(dial.STEPS), list(dial.METHODS)
+        self._flows = list(flows_of(model))
+        self._calls: list[tuple[tuple[Any, ...], Features]] = []
+        for steps in self._steps:
+            for method in self._methods or [None]:
+                set_solvers(model, steps=steps, method=method, dry=True)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Remember what the backbone is given and what it gives, while the first pass runs."""
+        self._calls = []
+        with self._seeing(self._calls):
+            yield
+
+    def run(self, data: Any, backward: Callable[[Tensor], None], autocast: Callable[[], Any]) -> dict[str, Tensor]:
+        """Draw solvers, run the second pass, and its backward pass.
+
+        Args:
+            data: the batch of the first pass.
+            backward: adds the gradients of a loss. It is called while the drawn solvers are set, since a flow may be
+                evaluated again in the backward pass.
+            autocast: makes the context of the forward pass.
+
+        Returns:
+            ``loss_dial``, the squared distance to the features of the first pass in units of their square, and
+            ``loss_dial_task``, the sum of the task's losses; each weighted, and only where its weight is not 0.
+        """
+        steps, methods = self._draw()
+        first, self._calls = self._calls, []
+        with solver_override(self._model, steps=steps, method=methods), statistics_kept(self._model):
+            with autocast():
+                losses = self._losses(first, data)
+            backward(torch.stack(list(losses.values())).sum())
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def _losses(self, first: list[tuple[tuple[Any, ...], Features]], data: Any) -> dict[str, Tensor]:
+        second: list[tuple[tuple[Any, ...], Features]] = []
+        losses = {}
+        if self._task_weight:
+            # A storage of its own: the counts that heads log belong to the first pass.
+            with self._seeing(second), EventStorage():
+                losses["loss_dial_task"] = self._task_weight * sum(self._model(data).values())
+        elif self._weight:
+            second = [(inputs, self._backbone(*inputs)) for inputs, _ in first]
+        if self._weight:
+            pairs = zip(first, second, strict=True)
+            losses["loss_dial"] = self._weight * _mean([distance(b, a) for (_, a), (_, b) in pairs])
+        return losses
+
+    def _draw(self) -> tuple[dict[str, int], dict[str, str]]:
+        steps = {flow: self._steps[_index(len(self._steps))] for flow in self._flows}
+        return steps, {flow: self._methods[_index(len(self._methods))] for flow in self._flows if self._methods}
+
+    @contextmanager
+    def _seeing(self, calls: list[tuple[tuple[Any, ...], Features]]) -> Iterator[None]:
+        def see(module: nn.Module, inputs: tuple[Any, ...], output: Features) -> None:
+            calls.append((inputs, output))
+
+        handle = self._backbone.register_forward_hook(see)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def distance(features: Features, target: Features) -> Tensor:
+    """The squared distance of feature maps in units of the target's square, averaged over the maps.
+
+    Args:
+        features: maps (N, C, H, W) by name; gradients flow into these only.
+        target: maps of the same names and shapes.
+    """
+    parts = []
+    for name, wanted in target.items():
+        wanted = wanted.detach().float()
+        square = wanted.square().mean().clamp(min=torch.finfo(torch.float32).tiny)
+        parts.append((features[name].float() - wanted).square().mean() / square)
+    return _mean(parts)
+
+
+def _mean(values: list[Tensor]) -> Tensor:
+    return torch.stack(values).mean()
+
+
+def _index(count: int) -> int:
+    # From the generator whose state is in the checkpoint.
+    return int(torch.randint(count, ()))

@@ -1,0 +1,283 @@
+import pytest
+import torch
+from torch import nn
+
+from ode_detect.ode import Adaptive, BasicField, FixedStep, ODEBlock, estimate_statistics, in_pieces, solver_override
+from ode_detect.ode.dial import changed_solver, find_flow, flow_names, flows_of, set_solvers, statistics_kept
+from ode_detect.ode.names import UnknownNameError
+
+
+class Network(nn.Module):
+    """Two stages, each a convolution with BatchNorm and then a flow."""
+
+    def __init__(self, *solvers):
+        super().__init__()
+        self.res2 = self._stage("res2.flow", solvers[0])
+        self.res3 = self._stage("res3.flow", solvers[-1])
+
+    def _stage(self, name, solver):
+        field = in_pieces("piecewise", 4, lambda: BasicField(channels=4, norm="none"))
+        return nn.Sequential(
+            nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), ODEBlock(field=field, solver=solver, name=name)
+        )
+
+    def forward(self, x):
+        return self.res3(self.res2(x))
+
+    @property
+    def solvers(self):
+        return [self.res2[2].solver, self.res3[2].solver]
+
+
+@pytest.fixture
+def network(lively):
+    return lively(Network(FixedStep("euler", steps=4, projection="relu"))).eval()
+
+
+@pytest.fixture
+def smooth(lively):
+    return lively(Network(FixedStep("euler", steps=4))).eval()
+
+
+# --- contract ---
+
+
+def test_all_flows_are_changed_and_changed_back(network):
+    before = network.solvers
+    with solver_override(network, steps=2, method="midpoint"):
+        assert network.solvers == [FixedStep("midpoint", steps=2, projection="relu")] * 2
+    assert network.solvers == before
+
+
+def test_contexts_are_nested_and_undone_by_an_error(network):
+    before = network.solvers
+    seen = []
+
+    def fail():
+        with solver_override(network, method="rk4", flow="res3"):
+            seen.extend(network.solvers)
+            raise RuntimeError("within")
+
+    with solver_override(network, steps=2):
+        halved = network.solvers
+        with pytest.raises(RuntimeError, match="within"):
+            fail()
+        assert network.solvers == halved == [FixedStep("euler", steps=2, projection="relu")] * 2
+    assert seen == [halved[0], FixedStep("rk4", steps=2, projection="relu")]
+    assert network.solvers == before
+
+
+@pytest.mark.parametrize("flow", ["res3", "res3.flow", "res3.2", ["res3"]])
+def test_one_flow_is_named_by_path_by_its_own_name_or_by_a_word_of_them(network, flow):
+    with solver_override(network, steps=1, flow=flow):
+        assert [solver.steps for solver in network.solvers] == [4, 1]
+
+
+def test_a_mapping_changes_the_flows_that_it_names(network):
+    with solver_override(network, steps={"res2": 3}, method={"res2": "heun", "res3": "rk4"}):
+        assert [(s.method, s.steps) for s in network.solvers] == [("heun", 3), ("rk4", 4)]
+
+
+def test_a_block_by_itself_has_a_dial_too(network):
+    block = network.res2[2]
+    with solver_override(block, steps=7):
+        assert block.solver.steps == 7
+
+
+def test_nothing_asked_changes_nothing(network):
+    before = network.solvers
+    with solver_override(network):
+        assert network.solvers == before
+
+
+def test_set_solvers_stays_and_dry_only_tells(network):
+    told = set_solvers(network, steps=2, flow="res2", dry=True)
+    assert told == {"res2.2": FixedStep("euler", steps=2, projection="relu")}
+    assert [solver.steps for solver in network.solvers] == [4, 4]
+    assert set_solvers(network, steps=2, flow="res2") == told
+    assert [solver.steps for solver in network.solvers] == [2, 4]
+
+
+def test_flows_are_called_by_their_own_names_unless_two_share_one(network):
+    assert list(flow_names(flows_of(network)).values()) == ["res2.flow", "res3.flow"]
+    network.res2[2].name = network.res3[2].name = "flow"
+    assert list(flow_names(flows_of(network)).values()) == ["res2.2", "res3.2"]
+
+
+def test_tolerances_are_kept_and_steps_come_back(smooth):
+    set_solvers(smooth, method="dopri5")
+    assert smooth.solvers == [Adaptive("dopri5")] * 2
+    tight = Adaptive("dopri5", rtol=1e-6, atol=1e-7)
+    assert changed_solver(tight, method="bosh3") == Adaptive("bosh3", rtol=1e-6, atol=1e-7)
+    assert changed_solver(tight, method="euler", steps=3) == FixedStep("euler", steps=3)
+    assert changed_solver(Adaptive("rk4", steps=5), method="euler") == FixedStep("euler", steps=5)
+    assert changed_solver(Adaptive("rk4", steps=5), steps=6) == Adaptive("rk4", steps=6)
+    assert changed_solver(FixedStep(steps=5), method="implicit_adams", steps=6) == Adaptive("implicit_adams", steps=6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"steps": 0}, "integer of 1 or more, not 0"),
+        ({"steps": 1.5}, "integer of 1 or more, not 1.5"),
+        ({"steps": {"res2": -1}}, "integer of 1 or more, not -1"),
+        ({"method": "eulr"}, "unknown method 'eulr'.*Did you mean 'euler'"),
+        ({"steps": 2, "flow": "res4"}, "unknown flow 'res4'; known are res2.flow, res3.flow"),
+        ({"steps": {"re": 2}}, "unknown flow 're'"),
+        ({"steps": 2, "flow": "2"}, "'2' means res2.2, res3.2"),
+        ({"method": "dopri5"}, "projected by 'relu' after each step; use one of euler"),
+    ],
+)
+def test_an_impossible_request_is_refused_and_changes_nothing(network, arguments, message):
+    before = network.solvers
+    with pytest.raises(ValueError, match=message), solver_override(network, **arguments):
+        pass
+    assert network.solvers == before
+
+
+@pytest.mark.parametrize(
+    ("solver", "arguments", "message"),
+    [
+        (Adaptive("dopri5"), {"steps": 3}, "chooses its own steps"),
+        (FixedStep(), {"method": "dopri5", "steps": 3}, "chooses its own steps"),
+        (Adaptive("dopri5"), {"method": "euler"}, "give steps"),
+    ],
+)
+def test_steps_for_a_method_without_them_and_the_reverse_are_refused(solver, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        changed_solver(solver, **arguments)
+
+
+def test_a_solver_that_the_gradient_cannot_take_is_refused():
+    block = ODEBlock(field=BasicField(channels=4), gradient="reversible")
+    with (
+        pytest.raises(ValueError, match="a reversible solve takes fixed steps"),
+        solver_override(block, method="bosh3"),
+    ):
+        pass
+    with solver_override(block, method="rk4", steps=2):
+        assert block.solver == FixedStep("rk4", steps=2)
+
+
+def test_a_model_without_flows_has_no_dial():
+    with pytest.raises(ValueError, match="this Conv2d has no ODEBlock"), solver_override(nn.Conv2d(1, 1, 1), steps=1):
+        pass
+
+
+def test_an_unknown_flow_is_an_unknown_name(network):
+    with pytest.raises(UnknownNameError, match=r"Did you mean 'res3\.flow'"):
+        find_flow(flows_of(network), "res3.flo")
+
+
+# --- value ---
+
+
+def test_the_output_is_that_of_a_network_built_with_the_solver(network, lively):
+    other = Network(FixedStep("heun", steps=3, projection="relu")).eval()
+    other.load_state_dict(network.state_dict())
+    x = torch.randn(2, 4, 6, 6)
+    with solver_override(network, steps=3, method="heun"):
+        assert torch.equal(network(x), other(x))
+    assert not torch.equal(network(x), other(x))
+
+
+def test_statistics_are_the_averages_of_those_of_the_batches(smooth):
+    batches = [torch.randn(3, 4, 5, 5) * (k + 1) + k for k in range(3)]
+    norm = smooth.res2[1]
+    inputs = [smooth.res2[0](batch) for batch in batches]
+    with torch.no_grad():
+        mean = torch.stack([x.mean((0, 2, 3)) for x in inputs]).mean(0)
+        variance = torch.stack([x.var((0, 2, 3), unbiased=True) for x in inputs]).mean(0)
+    assert estimate_statistics(smooth, iter(batches)) == 3
+    torch.testing.assert_close(norm.running_mean, mean)
+    torch.testing.assert_close(norm.running_var, variance)
+
+
+def test_statistics_follow_the_solver(smooth):
+    batches = [torch.randn(3, 4, 5, 5) for _ in range(2)]
+    found = []
+    for steps in (4, 1, 4):
+        with solver_override(smooth, steps=steps):
+            estimate_statistics(smooth, batches)
+        found.append(smooth.res3[1].running_mean.clone())
+    assert torch.equal(found[0], found[2])
+    assert not torch.allclose(found[0], found[1])
+
+
+def test_modes_and_momentum_come_back_and_dropout_does_not_act(smooth):
+    smooth.res2.append(nn.Dropout(0.9))
+    smooth.train()
+    smooth.res3[0].eval()
+    modes = [module.training for module in smooth.modules()]
+    batch = torch.randn(2, 4, 5, 5)
+    estimate_statistics(smooth, [batch])
+    assert [module.training for module in smooth.modules()] == modes
+    assert smooth.res2[1].momentum == 0.1
+    first = smooth.res3[1].running_mean.clone()
+    estimate_statistics(smooth, [batch])
+    assert torch.equal(smooth.res3[1].running_mean, first)
+
+
+def test_a_piece_that_is_left_out_keeps_its_statistics(lively):
+    field = in_pieces("piecewise", 4, lambda: nn.Module())
+    for index in range(4):
+        field.pieces[index] = NormField()
+    block = ODEBlock(field=field, solver=FixedStep(steps=4), allow_stateful_field=True)
+    with solver_override(block, steps=2):
+        estimate_statistics(block, [torch.randn(4, 3, 5, 5) + 7])
+    means = [float(piece.norm.running_mean.abs().sum()) for piece in field.pieces]
+    assert [mean > 1 for mean in means] == [True, False, True, False]
+    assert all(piece.norm.momentum == 0.1 for piece in field.pieces)
+
+
+class NormField(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, t, h):
+        return self.norm(h)
+
+
+def test_a_failure_keeps_the_old_statistics(smooth):
+    old = smooth.res2[1].running_mean.clone()
+    for batches, message in (([], "there was none"), ([torch.full((2, 4, 3, 3), float("nan"))], "not finite")):
+        smooth.res2[2].check_finite = smooth.res3[2].check_finite = False
+        with pytest.raises(ValueError, match=message):
+            estimate_statistics(smooth, batches)
+        assert torch.equal(smooth.res2[1].running_mean, old)
+        assert not smooth.res2[1].training
+        assert smooth.res2[1].momentum == 0.1
+
+
+def test_a_model_without_batch_norm_has_nothing_to_estimate():
+    block = ODEBlock(field=BasicField(channels=4))
+    assert estimate_statistics(block, [torch.randn(1, 4, 3, 3)]) == 1
+
+
+# --- gradient, regression ---
+
+
+def test_statistics_are_kept_while_the_batch_normalises(smooth):
+    x = torch.randn(4, 4, 5, 5) + 3
+    smooth.train()
+    expected = smooth(x)
+    expected.sum().backward()
+    gradient = smooth.res2[0].weight.grad.clone()
+    smooth.zero_grad()
+    before = {name: value.clone() for name, value in smooth.state_dict().items()}
+    with statistics_kept(smooth):
+        out = smooth(x)
+        out.sum().backward()
+    assert torch.equal(out, expected)
+    assert torch.equal(smooth.res2[0].weight.grad, gradient)
+    assert all(torch.equal(value, before[name]) for name, value in smooth.state_dict().items())
+    smooth(x)
+    assert not torch.equal(smooth.res2[1].running_mean, before["res2.1.running_mean"])
+
+
+def test_statistics_kept_in_evaluation_are_those_that_normalise(smooth):
+    x = torch.randn(4, 4, 5, 5) + 3
+    expected = smooth(x)
+    with statistics_kept(smooth):
+        assert torch.equal(smooth(x), expected)
