@@ -1,34 +1,67 @@
 """Flows: residual stages as ordinary differential equations that are solved. Needs torch and torchdiffeq only."""
 
 from .block import ODEBlock
+from .certificate import Certificate
+from .certify import certify_gradients, certify_model
+from .convert import to_ode, to_resnet
+from .dial import estimate_statistics, solver_override
 from .diffeq import adaptive_methods
+from .distillation import distil
 from .errors import NonFiniteStateError, SolveError, StepUnderflowError, TooManyEvaluationsError
+from .export import Exported, ExportError, export_model
 from .fields import BasicField, BottleneckField, ConcatConvField, FrozenBatchNorm2d
-from .gradients import Adjoint, Backprop, Checkpoint
+from .gradients import Adjoint, Auto, Backprop, Checkpoint, Reversible
+from .optimize import Optimization, OptimizationError, optimize_for_inference
 from .pieces import HatFunctions, PiecewiseConstant, in_pieces
 from .record import BlockRecord, SolveRecord, record_solves
+from .refit import FlowProjection, ProjectionReport, project_pieces, split_pieces
+from .residual import ConversionError, ResidualBranch
 from .solvers import Adaptive, FixedStep
+from .validity import certify_flow
 
 __all__ = [
     "Adaptive",
     "Adjoint",
+    "Auto",
     "Backprop",
     "BasicField",
     "BlockRecord",
     "BottleneckField",
+    "Certificate",
     "Checkpoint",
     "ConcatConvField",
+    "ConversionError",
+    "ExportError",
+    "Exported",
     "FixedStep",
+    "FlowProjection",
     "FrozenBatchNorm2d",
     "HatFunctions",
     "NonFiniteStateError",
     "ODEBlock",
+    "Optimization",
+    "OptimizationError",
     "PiecewiseConstant",
+    "ProjectionReport",
+    "ResidualBranch",
+    "Reversible",
     "SolveError",
     "SolveRecord",
     "StepUnderflowError",
     "TooManyEvaluationsError",
     "adaptive_methods",
+    "certify_flow",
+    "certify_gradients",
+    "certify_model",
+    "distil",
+    "estimate_statistics",
+    "export_model",
     "in_pieces",
+    "optimize_for_inference",
+    "project_pieces",
     "record_solves",
+    "solver_override",
+    "split_pieces",
+    "to_ode",
+    "to_resnet",
 ]

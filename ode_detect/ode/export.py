@@ -1,0 +1,179 @@
+"""Export: a network with flows as a graph, in a file that runs without this package."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .block import ODEBlock
+from .gradients import Backprop, Reversible
+from .names import check_name
+from .optimize import named_tensors
+from .solvers import FixedStep
+
+_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+class ExportError(ValueError):
+    """A network that cannot be exported; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written and compared with the network; ``str()`` tells it.
+
+    Attributes:
+        path: the file.
+        inputs: shape of the picture; "batch" where any number of pictures is taken.
+        outputs: names of the outputs.
+        errors: for each output, the largest absolute difference divided by the largest absolute value.
+        tolerance: the largest error that was allowed.
+    """
+
+    path: Path
+    inputs: tuple[int | str, ...]
+    outputs: tuple[str, ...]
+    errors: dict[str, float]
+    tolerance: float
+
+    def __str__(self) -> str:
+        errors = ", ".join(f"{name} {value:.2g}" for name, value in self.errors.items())
+        graph = f"{self.path}: picture {self.inputs} -> {', '.join(self.outputs)}"
+        return f"{graph}\nrelative error: {errors} (allowed: {self.tolerance:g})"
+
+
+def export_model(
+    model: nn.Module,
+    example: Tensor,
+    path: str | Path,
+    *,
+    format: str = "onnx",
+    dynamic_batch: bool = True,
+    tolerance: float = 1e-4,
+) -> Exported:
+    """Write a network as a graph, and compare what is in the file with the network.
+
+    The flows must be solved in fixed steps, which become part of the graph.
+
+    Args:
+        model: takes one tensor (N, ...), and returns tensors, alone or in containers; their order and, in a dict, their
+            names are those of the outputs. Not changed.
+        example: what it is called with. All axes but the first stay as they are here.
+        path: the file; its folder is made.
+        format: "onnx", compared by onnxruntime, or "torch", a program of torch.export (``torch.export.load``).
+        dynamic_batch: whether the graph takes any number of pictures; otherwise as many as the example has.
+        tolerance: the largest difference of an output, as a share of its largest value.
+
+    Raises:
+        ExportError: an adaptive solver, a package that is missing, a network that cannot be traced, or outputs that
+            differ.
+        UnknownNameError: an unknown format.
+    """
+    write = FORMATS[check_name(format, FORMATS, "format")]
+    traced = _ready(model)
+    path = Path(path)
+    # A batch of one would be taken for a constant.
+    shown = torch.cat([example, example]) if dynamic_batch and len(example) == 1 else example
+    with torch.no_grad():
+        expected = dict(named_tensors(traced(shown)))
+        try:
+            program = torch.export.export(
+                traced,
+                (shown,),
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},) if dynamic_batch else None,
+            )
+        except Exception as error:  # tracing can fail in any way
+            raise ExportError(
+                f"the network cannot be traced into one graph ({type(error).__name__}: {str(error).splitlines()[0]}); "
+                "its forward must not depend on the values of tensors"
+                + (", nor on the number of pictures: try dynamic_batch=False." if dynamic_batch else ".")
+            ) from error
+        path.parent.mkdir(parents=True, exist_ok=True)
+        run = write(program, list(expected), path)
+        errors = _differences(expected, run(shown))
+        if dynamic_batch:
+            one = dict(named_tensors(traced(example[:1])))
+            errors = {name: max(errors[name], error) for name, error in _differences(one, run(example[:1])).items()}
+    worst = max(errors, key=errors.__getitem__)
+    if not errors[worst] <= tolerance:
+        raise ExportError(
+            f"the exported graph must compute what the network does within {tolerance:g}, and output {worst!r} differs "
+            f"by {errors[worst]:.2g} of its largest value; {path} is there to look at. Allow more by tolerance, or "
+            "export in the other format."
+        )
+    inputs = ("batch" if dynamic_batch else len(shown), *shown.shape[1:])
+    return Exported(path, inputs, tuple(expected), errors, tolerance)
+
+
+def _ready(model: nn.Module) -> nn.Module:
+    clone = copy.deepcopy(model).eval().requires_grad_(False)
+    for name, block in clone.named_modules():
+        if not isinstance(block, ODEBlock):
+            continue
+        if not isinstance(block.solver, FixedStep):
+            raise ExportError(
+                f"a graph has a fixed number of evaluations, and {name or block.name!r} is solved by {block.solver}, "
+                "which chooses its steps; set a FixedStep, by solver_override(model, method='rk4', steps=4) or "
+                "MODEL.ODE.METHOD and STEPS."
+            )
+        if not isinstance(block.gradient, Reversible):  # which is a scheme of its own, with other outputs
+            block.gradient = Backprop()
+    return clone
+
+
+def _write_onnx(
+    program: torch.export.ExportedProgram, outputs: list[str], path: Path
+) -> Callable[[Tensor], dict[str, Tensor]]:
+    for package in _PACKAGES:
+        _require(package)
+    onnxruntime = _require("onnxruntime")
+    written = torch.onnx.export(
+        program, (), input_names=["image"], output_names=outputs, dynamo=True, verbose=False, optimize=True
+    )
+    if written is None:
+        raise ExportError("torch.onnx.export gave no program; use the format 'torch'.")
+    written.save(str(path))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def run(image: Tensor) -> dict[str, Tensor]:
+        values = session.run(outputs, {"image": image.cpu().numpy()})
+        return {name: torch.from_numpy(value) for name, value in zip(outputs, values, strict=True)}
+
+    return run
+
+
+def _write_torch(
+    program: torch.export.ExportedProgram, outputs: list[str], path: Path
+) -> Callable[[Tensor], dict[str, Tensor]]:
+    torch.export.save(program, path)
+    loaded = torch.export.load(path).module()
+    return lambda image: dict(named_tensors(loaded(image)))
+
+
+FORMATS: dict[str, Callable[..., Callable[[Tensor], dict[str, Tensor]]]] = {"onnx": _write_onnx, "torch": _write_torch}
+
+
+def _require(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ExportError(
+            f"an ONNX file needs the packages {', '.join(_PACKAGES)}, and {package} is not installed; "
+            "pip install \"ode_detect[export]\", or use the format 'torch'."
+        ) from error
+
+
+def _differences(expected: dict[str, Tensor], given: dict[str, Tensor]) -> dict[str, float]:
+    errors = {}
+    for name, wanted in expected.items():
+        scale = wanted.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+        same = given[name].shape == wanted.shape
+        errors[name] = float((given[name].to(wanted) - wanted).abs().max() / scale) if same else float("inf")
+    return errors

@@ -1,0 +1,47 @@
+#!/usr/bin/env python
+"""Export the backbone of a detector as an ONNX file or a program of torch.export, and compare the file with it.
+
+Examples:
+    python tools/export.py --config-file configs/quickstart.yaml --output output/export
+    python tools/export.py --config-file configs/quickstart.yaml --output output/export --size 224 320 --format torch
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ode_detect.engine.launch import run_tool
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Read the command line; flags may stand anywhere among KEY VALUE pairs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--config-file", required=True, metavar="FILE", help="a yaml file, such as configs/quickstart.yaml"
+    )
+    parser.add_argument(
+        "--weights", default="", metavar="FILE", help="a checkpoint; otherwise the run in OUTPUT_DIR, or MODEL.WEIGHTS"
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="where the file goes")
+    parser.add_argument("--size", nargs=2, type=int, default=(480, 640), metavar=("H", "W"), help="of the pictures")
+    parser.add_argument("--format", default="onnx", help="onnx (compared by onnxruntime) or torch")
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys that win over the file")
+    return parser.parse_intermixed_args(arguments)
+
+
+def main(arguments: list[str]) -> None:
+    """Parse, build, export, report."""
+    from ode_detect.engine.config import load_config
+    from ode_detect.engine.export import export_backbone
+
+    args = parse(arguments)
+    cfg = load_config(args.config_file, args.overrides)
+    print(
+        export_backbone(cfg, weights=args.weights, folder=Path(args.output), size=tuple(args.size), format=args.format)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main, sys.argv[1:]))
