@@ -18,11 +18,20 @@ def test_the_tables_are_those_of_the_results() -> None:
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda p: p.name)
-def test_a_claim_has_a_twin_and_an_ablation_and_a_commit(path: Path) -> None:
+def test_a_claim_has_a_command_a_commit_and_what_it_is_compared_with(path: Path) -> None:
     results = Results.read(path)
-    assert {"ode", "twin", "ablation"} <= {row.role for row in results.rows}
+    assert results.command
     assert "dirty" not in results.commit
     assert results.commit != "unknown"
+    if results.comparisons:  # a benchmark; both sides of each ratio
+        rows = {row.name: row for row in results.rows}
+        for comparison in results.comparisons:
+            ours, other = rows[comparison.ours], rows[comparison.other]
+            relative = comparison.quantity in ours.metrics
+            assert relative or {comparison.quantity} <= set(ours.cost) & set(other.cost), comparison
+        assert "quick" not in results.what
+    else:  # trained networks
+        assert {"ode", "twin", "ablation"} <= {row.role for row in results.rows}
 
 
 def test_the_quickstart_keeps_its_promise() -> None:

@@ -1,9 +1,11 @@
-"""Curves of a training run, from the ``metrics.json`` that Detectron2 writes."""
+"""Plots: curves of a training run, from the ``metrics.json`` that Detectron2 writes, and what benchmarks measured."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
+
+from ode_detect.report.rows import Comparison, Row, is_fraction
 
 # Okabe and Ito's palette: these colours stay apart for colour-blind readers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -157,6 +161,173 @@ def plot_metric(metrics: Sequence[Mapping[str, Any]], names: Sequence[str], path
     _style(axes, "Evaluation" + (f" ({heads.pop()})" if len(heads) == 1 and "" not in heads else ""), "Metric (%)")
     axes.set_ylim(0, min(max(max(np.nanmax(y[np.isfinite(y)]) for _, y in curves.values()) * 1.15, 1.0), 100))
     axes.legend(frameon=False, fontsize=9, labelcolor=_INK, loc="lower right")
+    _save(figure, path)
+
+
+def pareto_front(costs: Sequence[float], values: Sequence[float], *, better: str = "max") -> list[int]:
+    """Which points no other point beats: none costs as little and is better, none is as good and costs less.
+
+    Args:
+        costs: Less is better.
+        values: More is better, or less if ``better`` is "min".
+        better: "max" or "min".
+
+    Returns:
+        Indices of the points, by ascending cost.
+    """
+    sign = 1.0 if better == "max" else -1.0
+    front: list[int] = []
+    for index in sorted(range(len(costs)), key=lambda i: (costs[i], -sign * values[i])):
+        if not front or sign * values[index] > sign * values[front[-1]]:
+            front.append(index)
+    return front
+
+
+def plot_dial(rows: Sequence[Row], metric: str, path: str | Path, *, full: str, better: str = "max") -> None:
+    """Plot quality against evaluations and against milliseconds, with the Pareto front of each.
+
+    Args:
+        rows: One for each setting, named by it ("euler_2", "rk4_1-2-2"), with ``evaluations`` and ``latency_ms``.
+        metric: Which metric; a fraction is shown in percent.
+        path: Picture to write; its suffix says the format.
+        full: The row that is marked: the setting of the config.
+        better: "max" or "min".
+
+    Raises:
+        MetricsError: No row holds the metric and both costs.
+    """
+    costs = {"evaluations": "Evaluations of the fields", "latency_ms": "Milliseconds for one picture"}
+    shown = [row for row in rows if metric in row.metrics and costs.keys() <= row.cost.keys()]
+    if not shown:
+        raise MetricsError(
+            f"a plot of the dial needs rows with {metric}, evaluations and latency_ms; there is none. Evaluate first."
+        )
+    factor = 100.0 if is_fraction(metric) else 1.0
+    values = [factor * row.metrics[metric] for row in shown]
+    figure = Figure(figsize=(10.7, 4.2), dpi=_DPI, layout="constrained")
+    for column, (cost, words) in enumerate(costs.items(), start=1):
+        axes = figure.add_subplot(1, 2, column)
+        _settings(axes, shown, [row.cost[cost] for row in shown], values, full, better)
+        _style(axes, f"{metric} against {cost.removesuffix('_ms')}", f"{metric} (%)" if factor > 1 else metric)
+        axes.set_xlabel(words, fontsize=10, color=_INK)
+        if column == 1:
+            axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
+    _save(figure, path)
+
+
+def _settings(axes: Axes, rows: Sequence[Row], x: Sequence[float], y: Sequence[float], full: str, better: str) -> None:
+    """Points by method, those of the front with their names, and the front as stairs."""
+    front = pareto_front(x, y, better=better)
+    axes.step([x[i] for i in front], [y[i] for i in front], where="post", color="#999999", linewidth=1.2, zorder=1)
+    methods = [_method(row.name) for row in rows]
+    for colour, method in zip(_colours(list(dict.fromkeys(methods))), dict.fromkeys(methods), strict=True):
+        mine = [i for i, m in enumerate(methods) if m == method]
+        axes.scatter([x[i] for i in mine], [y[i] for i in mine], s=26, color=colour, label=method, zorder=2)
+    for i in front:
+        axes.annotate(rows[i].name, (x[i], y[i]), (4, 5), textcoords="offset points", fontsize=7, color=_INK)
+    marked = [i for i, row in enumerate(rows) if row.name == full]
+    ring = axes.scatter([x[i] for i in marked], [y[i] for i in marked], s=110, label=f"full steps ({full})", zorder=3)
+    ring.set(facecolors="none", edgecolors=_INK, linewidths=1.2)
+    axes.plot([], [], color="#999999", linewidth=1.2, label="Pareto front")
+    axes.margins(x=0.12, y=0.15)
+
+
+def _method(name: str) -> str:
+    """The method of "euler_2", "euler_1-2-2" and "dopri5"; "mixed" where flows differ in it."""
+    uniform = re.fullmatch(r"(\w+?)_[\d-]+", name)
+    return uniform[1] if uniform else "mixed" if "-" in name else name
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One set of axes with several curves.
+
+    Attributes:
+        title: Above it.
+        ylabel: What the curves show.
+        curves: Points (x, y) of each curve, by its name; the same name has the same colour in every panel.
+        logarithmic: Whether y is drawn on a logarithmic scale.
+    """
+
+    title: str
+    ylabel: str
+    curves: Mapping[str, Sequence[tuple[float, float]]]
+    logarithmic: bool = False
+
+
+def plot_panels(panels: Sequence[Panel], xlabel: str, path: str | Path) -> None:
+    """Plot panels two in a row, over one x axis (logarithmic, base 2, with a tick at each point) and with one legend.
+
+    Args:
+        panels: Row by row.
+        xlabel: What x is.
+        path: Picture to write; its suffix says the format.
+
+    Raises:
+        MetricsError: There is no curve.
+    """
+    names = list(dict.fromkeys(name for panel in panels for name in panel.curves))
+    if not names:
+        raise MetricsError("a plot of panels needs at least one curve; there is none. Measure something first.")
+    columns = min(len(panels), 2)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.8 * columns, 3.3 * rows + 0.5), dpi=_DPI, layout="constrained")
+    colours = dict(zip(names, _colours(names), strict=True))
+    for index, panel in enumerate(panels):
+        axes = figure.add_subplot(rows, columns, index + 1)
+        for name, points in panel.curves.items():
+            x, y = zip(*sorted(points), strict=True)
+            axes.plot(x, y, color=colours[name], linewidth=1.8, marker="o", markersize=3.5, label=name)
+        _style(axes, panel.title, panel.ylabel)
+        axes.set_xlabel(xlabel, fontsize=10, color=_INK)
+        axes.set_xscale("log", base=2)
+        ticks = sorted({x for points in panel.curves.values() for x, _ in points})
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        if panel.logarithmic:
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0)
+    handles = {h.get_label(): h for axes in figure.axes for h in axes.get_lines()}
+    figure.legend(
+        [handles[name] for name in names], names, loc="outside lower center", ncols=3, frameon=False, fontsize=9
+    )
+    _save(figure, path)
+
+
+def plot_ratios(comparisons: Sequence[Comparison], path: str | Path) -> None:
+    """Plot ratios with their quartiles, one below the other, and the aim of each as a bar; below it is met.
+
+    Args:
+        comparisons: In the order in which they are drawn, from above.
+        path: Picture to write; its suffix says the format.
+
+    Raises:
+        MetricsError: There is no comparison.
+    """
+    if not comparisons:
+        raise MetricsError("a plot of ratios needs at least one comparison; there is none. Measure something first.")
+    colours = {True: COLOURS[2], False: COLOURS[1], None: COLOURS[0]}
+    words = {True: "aim met", False: "aim missed", None: "no aim"}
+    figure = Figure(figsize=(9.0, 0.33 * len(comparisons) + 1.3), dpi=_DPI, layout="constrained")
+    axes = figure.add_subplot()
+    for place, c in enumerate(comparisons):
+        axes.plot([c.low, c.high], [place, place], color=colours[c.met], linewidth=1.5)
+        axes.plot([c.ratio], [place], color=colours[c.met], marker="o", markersize=5, linestyle="", label=words[c.met])
+        if c.aim is not None:
+            axes.plot([c.aim, c.aim], [place - 0.35, place + 0.35], color=_INK, linewidth=1.5)
+    _style(axes, "", "")
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", color="#DDDDDD", linewidth=0.6)
+    axes.set_xlabel("Ratio of times: median, quartiles; bar: aim", fontsize=10, color=_INK)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8))
+    sides = [[name.removeprefix(f"{c.case}: ") for name in (c.ours, c.other)] for c in comparisons]
+    labels = [f"{c.case}:\n{ours} / {other}" for c, (ours, other) in zip(comparisons, sides, strict=True)]
+    axes.set_yticks(range(len(labels)), labels, fontsize=7)
+    axes.invert_yaxis()
+    legend = {line.get_label(): line for line in axes.get_lines() if line.get_label() in words.values()}
+    names = list(map(str, legend))
+    figure.legend(list(legend.values()), names, loc="outside upper right", ncols=3, frameon=False, fontsize=9)
     _save(figure, path)
 
 

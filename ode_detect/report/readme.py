@@ -5,6 +5,8 @@ A table stands between two lines of their own::
     <!-- results: results/NAME.json -->
     (anything here is replaced)
     <!-- /results -->
+
+``results/NAME.json#SECTION`` takes one section of a benchmark (or the rows of one config).
 """
 
 from __future__ import annotations
@@ -64,9 +66,11 @@ def fill(text: str, root: str | Path) -> str:
 
 
 def _table(path: str, root: Path) -> str:
+    path, _, section = path.partition("#")
     file = (root / path).resolve()
     if not file.is_relative_to(root.resolve()):
         raise ReadmeError(
             f"a marker must name a file inside {root}; {path} is outside. Use a path like results/NAME.json."
         )
-    return to_markdown(Results.read(file))
+    results = Results.read(file)
+    return to_markdown(results.section(section) if section else results)

@@ -1,31 +1,27 @@
 """The one shape of every number that is claimed: what was measured, by which command, on which machine.
 
-A file holds one ``Results``; a row is one network, one seed. Tables are written from it and never by hand.
+A file holds one ``Results``; a row is one network, one seed, or one side of a benchmark, whose ratios are then stated
+as comparisons of rows. Tables are written from it and never by hand.
 """
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib.metadata
 import json
 import math
-import numbers
 import os
 import platform
 import statistics
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-ROLES = ("ode", "twin", "ablation", "baseline", "floor")
+from ode_detect.report.rows import FRACTIONS, Comparison, ResultsError, Row, check_types, is_fraction, unknown_name
+
 ROLE_WORDS = {"ode": "ODE", "twin": "twin", "ablation": "ablation", "baseline": "baseline", "floor": "floor"}
-FRACTIONS = (
-    *("AP", "AP50", "AP75", "APs", "APm", "APl", "precision", "recall", "f1"),
-    *("error", "top1", "top5", "accuracy", "delta1", "delta2", "delta3"),
-)
 # How a cost is shown: heading and factor.
 COSTS = {
     "parameters": ("parameters (M)", 1e-6),
@@ -34,54 +30,9 @@ COSTS = {
     "latency_ms": ("latency (ms)", 1.0),
     "train_memory_mib": ("training memory (MiB)", 1.0),
     "train_minutes": ("training (min)", 1.0),
+    "kept_mib": ("kept for the gradient (MiB)", 1.0),
+    "held_mib": ("held by the process (MiB)", 1.0),
 }
-
-
-class ResultsError(ValueError):
-    """A result that must not be written, read, merged or shown as it is."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """The numbers of one network, trained with one seed.
-
-    Attributes:
-        name: The network.
-        role: One of ``ROLES``.
-        seed: Random seed of the training.
-        config: The file that the network was trained by.
-        metrics: How good it is. ``AP...``, precision, recall, f1, error, top1, delta1 and the like lie in [0, 1].
-        cost: What it costs: parameters, macs, evaluations, latency_ms, train_memory_mib, train_minutes.
-
-    Raises:
-        ResultsError: A field has the wrong type, an unknown role, or a number that is not finite or out of range.
-    """
-
-    name: str
-    role: str
-    seed: int
-    config: str
-    metrics: Mapping[str, float]
-    cost: Mapping[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Check every field."""
-        _check_types(
-            self, f"row {self.name!r}", name=str, role=str, seed=int, config=str, metrics=Mapping, cost=Mapping
-        )
-        if not self.name:
-            raise ResultsError("a row needs the name of its network; it is empty. Fill in `name`.")
-        if self.role not in ROLES:
-            raise ResultsError(_unknown(f"role of row {self.name!r}", self.role, ROLES))
-        metrics = {name: _metric(f"metric {name} of row {self.name!r}", name, v) for name, v in self.metrics.items()}
-        cost = {name: _number(f"cost {name} of row {self.name!r}", v) for name, v in self.cost.items()}
-        for name, value in cost.items():
-            if value < 0:
-                raise ResultsError(
-                    f"a cost must be 0 or more; {name} of row {self.name!r} is {value}. Measure it again."
-                )
-        object.__setattr__(self, "metrics", metrics)
-        object.__setattr__(self, "cost", cost)
 
 
 @dataclass(frozen=True)
@@ -96,9 +47,11 @@ class Results:
         machine: See ``machine``.
         protocol: Data, split, and how the metrics are computed.
         rows: One per network and seed.
+        comparisons: The ratios that a benchmark states between its rows.
 
     Raises:
-        ResultsError: A field has the wrong type, there is no row, or two rows have one name and one seed.
+        ResultsError: A field has the wrong type, there is no row, two rows have one name and one seed, or a comparison
+            names a row that is not there.
     """
 
     what: str
@@ -108,12 +61,14 @@ class Results:
     machine: Mapping[str, Any]
     protocol: str
     rows: tuple[Row, ...]
+    comparisons: tuple[Comparison, ...] = ()
 
     def __post_init__(self) -> None:
         """Check every field."""
         texts = dict.fromkeys(("what", "command", "commit", "date", "protocol"), str)
-        _check_types(self, "results", **texts, machine=Mapping, rows=Sequence)
+        check_types(self, "results", **texts, machine=Mapping, rows=Sequence, comparisons=Sequence)
         object.__setattr__(self, "rows", tuple(self.rows))
+        object.__setattr__(self, "comparisons", tuple(self.comparisons))
         object.__setattr__(self, "machine", dict(self.machine))
         if not self.rows:
             raise ResultsError(f"results need at least one row; {self.what!r} has none. Add the rows before writing.")
@@ -125,6 +80,11 @@ class Results:
                     f"{self.what!r}. Leave one out, or give it another name."
                 )
             seen.add((row.name, row.seed))
+        names = [row.name for row in self.rows]
+        for comparison in self.comparisons:
+            for name in (comparison.ours, comparison.other):
+                if name not in names:
+                    raise ResultsError(unknown_name(f"row of the comparison {comparison.case!r}", name, names))
 
     def write(self, path: str | Path) -> None:
         """Write the results as JSON; a reader never sees half a file."""
@@ -132,10 +92,24 @@ class Results:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
-            partial.write_text(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+            value = {key: part for key, part in asdict(self).items() if key != "comparisons" or part}
+            partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+
+    def section(self, config: str) -> Results:
+        """The rows of one config, or of one section of a benchmark, and the comparisons within them.
+
+        Raises:
+            ResultsError: There is no such row.
+        """
+        configs = list(dict.fromkeys(row.config for row in self.rows))
+        if config not in configs:
+            raise ResultsError(unknown_name(f"section of {self.what!r}", config, configs))
+        rows = tuple(row for row in self.rows if row.config == config)
+        names = {row.name for row in rows}
+        return replace(self, rows=rows, comparisons=tuple(c for c in self.comparisons if {c.ours, c.other} <= names))
 
     @classmethod
     def read(cls, path: str | Path) -> Results:
@@ -158,7 +132,16 @@ class Results:
                 raise ResultsError("`rows` must be a list; it is not. Write one object per network and seed.")
             for index, row in enumerate(value["rows"]):
                 _check_keys(Row, row, f"row {index}")
-            return cls(**{**value, "rows": tuple(Row(**row) for row in value["rows"])})
+            comparisons = value.get("comparisons", [])
+            for index, comparison in enumerate(comparisons):
+                _check_keys(Comparison, comparison, f"comparison {index}")
+            return cls(
+                **{
+                    **value,
+                    "rows": tuple(Row(**row) for row in value["rows"]),
+                    "comparisons": tuple(Comparison(**comparison) for comparison in comparisons),
+                }
+            )
         except ResultsError as error:
             raise ResultsError(f"{path}: {error}") from None
 
@@ -197,6 +180,7 @@ def merge(paths: Iterable[str | Path]) -> Results:
         machine={key: _joined(part.machine.get(key) for part in parts) for key in keys},
         protocol=parts[0].protocol,
         rows=tuple(row for part in parts for row in part.rows),
+        comparisons=tuple(comparison for part in parts for comparison in part.comparisons),
     )
 
 
@@ -255,7 +239,9 @@ def to_text(results: Results) -> str:
 
 
 def _table(results: Results) -> tuple[list[str], list[list[str]]]:
-    """Lay out heading and lines: network, role, seeds (if any has several), metrics, costs."""
+    """Lay out heading and lines: network, role, seeds (if any has several), metrics, costs; or ratios."""
+    if results.comparisons:
+        return _comparison_table(results)
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in results.rows:
         groups.setdefault((row.name, row.role, row.config), []).append(row)
@@ -263,13 +249,13 @@ def _table(results: Results) -> tuple[list[str], list[list[str]]]:
     metrics = _ordered((name for row in results.rows for name in row.metrics), FRACTIONS)
     costs = _ordered((name for row in results.rows for name in row.cost), tuple(COSTS))
     header = ["network", "role", *(["seeds"] if seeds else [])]
-    header += [f"{name} (%)" if _is_fraction(name) else name for name in metrics]
-    header += [COSTS[name][0] if name in COSTS else name.replace("_", " ") for name in costs]
+    header += [f"{name} (%)" if is_fraction(name) else name for name in metrics]
+    header += [_heading(name) for name in costs]
     lines = []
     for (name, role, _), group in groups.items():
         line = [name, ROLE_WORDS[role], *([str(len(group))] if seeds else [])]
         for metric in metrics:
-            percent = _is_fraction(metric)
+            percent = is_fraction(metric)
             values = [row.metrics[metric] * (100 if percent else 1) for row in group if metric in row.metrics]
             line.append(_mean(values, ".1f" if percent else ".3f"))
         for cost in costs:
@@ -279,8 +265,39 @@ def _table(results: Results) -> tuple[list[str], list[list[str]]]:
     return header, lines
 
 
+def _comparison_table(results: Results) -> tuple[list[str], list[list[str]]]:
+    rows = {row.name: row for row in results.rows}
+    lines = []
+    for comparison in results.comparisons:
+        sides = [_side(rows[name], comparison) for name in (comparison.ours, comparison.other)]
+        ratio = _ratio(comparison.ratio)
+        if comparison.low != comparison.high:
+            ratio += f" ({_ratio(comparison.low)} to {_ratio(comparison.high)})"
+        verdict = {None: "", True: ", met", False: ", missed"}[comparison.met]
+        aim = "" if comparison.aim is None else f"at most {comparison.aim:g}{verdict}"
+        lines.append([comparison.case, _heading(comparison.quantity), *sides, ratio, aim])
+    return ["case", "quantity", "ours", "other", "ratio", "aim"], lines
+
+
+def _side(row: Row, comparison: Comparison) -> str:
+    """What one side is called in its case, and what was measured."""
+    name = row.name.removeprefix(f"{comparison.case}: ")
+    value = row.cost.get(comparison.quantity)
+    return name if value is None else f"{name}: {_short(value * COSTS.get(comparison.quantity, ('', 1.0))[1])}"
+
+
+def _heading(quantity: str) -> str:
+    return COSTS[quantity][0] if quantity in COSTS else quantity.replace("_", " ")
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.1e}" if 0 < value < 0.01 else f"{value:.3f}"
+
+
 def _notes(results: Results) -> list[str]:
     notes = []
+    if results.comparisons:
+        return ["A ratio is ours over the other; of times, the median over rounds that alternate both, with quartiles."]
     names = {(row.name, row.role, row.config) for row in results.rows}
     if len(names) < len(results.rows):
         notes.append("Several seeds: mean ± standard deviation; costs are means.")
@@ -323,53 +340,16 @@ def _joined(values: Iterable[Any]) -> Any:
     return different[0] if len(different) == 1 else "; ".join(map(str, different))
 
 
-def _is_fraction(name: str) -> bool:
-    return name in FRACTIONS or name.startswith("AP")
-
-
-def _metric(what: str, name: str, value: object) -> float:
-    spelt = {known.lower(): known for known in FRACTIONS}.get(name.lower(), name)
-    if spelt != name:
-        raise ResultsError(f"unknown {what}; did you mean {spelt}? Metrics carry the field's names.")
-    number = _number(what, value)
-    if _is_fraction(name) and not 0 <= number <= 1:
-        hint = "Divide percent by 100." if 1 < number <= 100 else "Leave out a metric that has no value."
-        raise ResultsError(f"{what} must be a fraction in [0, 1]; it is {number}. {hint}")
-    return number
-
-
-def _number(what: str, value: object) -> float:
-    """Return a plain Python number; NumPy's are accepted."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
-        raise ResultsError(f"{what} must be a finite number; it is {value!r}. Leave it out if it has no value.")
-    return int(value) if isinstance(value, numbers.Integral) else float(value)
-
-
-def _check_types(value: object, what: str, /, **types: type) -> None:
-    for name, kind in types.items():
-        found = getattr(value, name)
-        if not isinstance(found, kind) or isinstance(found, bool) or (kind is Sequence and isinstance(found, str)):
-            raise ResultsError(
-                f"`{name}` of {what} must be {kind.__name__}; it is {type(found).__name__} ({found!r}). Correct it."
-            )
-
-
-def _check_keys(kind: type[Row] | type[Results], value: object, what: str) -> None:
+def _check_keys(kind: type[Row] | type[Comparison] | type[Results], value: object, what: str) -> None:
     known = [f.name for f in fields(kind)]
     if not isinstance(value, dict):
         raise ResultsError(f"{what} must be an object with the keys {', '.join(known)}; it is {type(value).__name__}.")
     for key in value:
         if key not in known:
-            raise ResultsError(_unknown(f"key of {what}", key, known))
-    missing = [name for name in known if name not in value]
+            raise ResultsError(unknown_name(f"key of {what}", key, known))
+    missing = [name for name in known if name not in value and name != "comparisons"]
     if missing:
         raise ResultsError(f"{what} must have the keys {', '.join(known)}; {', '.join(missing)} is missing. Add it.")
-
-
-def _unknown(what: str, name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]}?" if near else "use one of them."
-    return f"unknown {what}: {name!r}; known are {', '.join(known)}; {hint}"
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

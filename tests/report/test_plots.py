@@ -11,7 +11,22 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
-from ode_detect.report.plots import MetricsError, plot_losses, plot_metric, read_metrics, series, smooth
+from ode_detect.report.plots import (
+    COLOURS,
+    MetricsError,
+    Panel,
+    _method,
+    pareto_front,
+    plot_dial,
+    plot_losses,
+    plot_metric,
+    plot_panels,
+    plot_ratios,
+    read_metrics,
+    series,
+    smooth,
+)
+from ode_detect.report.rows import Comparison, Row
 
 RECORDS: list[dict[str, Any]] = [
     {"iteration": i, "total_loss": 2.0 / (i + 1), "loss_cls": 1.0 / (i + 1), "loss_box_reg": 1.0 / (i + 1), "lr": 0.01}
@@ -119,3 +134,80 @@ def test_report_imports_neither_pyplot_nor_torch_nor_the_rest_of_us() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def _colours_in(path: Path) -> set[tuple[int, ...]]:
+    return {tuple(colour) for colour in _picture(path).reshape(-1, 3).tolist()}
+
+
+def _bgr(colour: str) -> tuple[int, ...]:
+    return tuple(int(colour[i : i + 2], 16) for i in (5, 3, 1))
+
+
+def test_panels_share_colours_and_one_legend(tmp_path: Path) -> None:
+    curves = {"a": [(4.0, 1.0), (2.0, 3.0)], "b": [(2.0, 1.0), (4.0, 2.0)]}
+    panels = [Panel("first", "y", curves), Panel("second", "z", {"c": [(2.0, 1.0)]}, logarithmic=True)]
+    plot_panels(panels, "Steps", tmp_path / "two.png")
+    assert {_bgr(colour) for colour in COLOURS[:3]} <= _colours_in(tmp_path / "two.png")
+    plot_panels(panels[:1], "Steps", tmp_path / "one.png")
+    assert _bgr(COLOURS[2]) not in _colours_in(tmp_path / "one.png")
+    assert _picture(tmp_path / "one.png").shape[1] < _picture(tmp_path / "two.png").shape[1]
+    with pytest.raises(MetricsError, match="at least one curve"):
+        plot_panels([Panel("first", "y", {})], "Steps", tmp_path / "none.png")
+
+
+def test_ratios_show_whether_their_aim_is_met(tmp_path: Path) -> None:
+    def comparison(ratio: float, aim: float | None) -> Comparison:
+        return Comparison("case", "case: ours", "case: other", "latency_ms", ratio, 0.9 * ratio, 1.1 * ratio, aim)
+
+    met, missed, none = _bgr(COLOURS[2]), _bgr(COLOURS[1]), _bgr(COLOURS[0])
+    for name, comparisons, shown in (
+        ("met", [comparison(1.0, 1.02)], {met}),
+        ("both", [comparison(1.0, 1.02), comparison(1.5, 1.02)], {met, missed}),
+        ("none", [comparison(1.0, None)] * 9, {none}),
+    ):
+        plot_ratios(comparisons, tmp_path / f"{name}.png")
+        assert _colours_in(tmp_path / f"{name}.png") & {met, missed, none} == shown
+    assert _picture(tmp_path / "none.png").shape[0] > _picture(tmp_path / "met.png").shape[0]
+    with pytest.raises(MetricsError, match="at least one comparison"):
+        plot_ratios([], tmp_path / "a.png")
+
+
+def _setting(name: str, quality: float, evaluations: float, milliseconds: float) -> Row:
+    cost = {"evaluations": evaluations, "latency_ms": milliseconds}
+    return Row(name=name, role="ode", seed=0, config="c.yaml", metrics={"AP50": quality, "RMSE": 1.0}, cost=cost)
+
+
+def test_the_front_holds_what_nothing_beats() -> None:
+    costs = [1.0, 2.0, 2.0, 3.0, 4.0, 5.0]
+    values = [0.1, 0.3, 0.4, 0.4, 0.2, 0.5]
+    assert pareto_front(costs, values) == [0, 2, 5]
+    assert pareto_front(costs, [-v for v in values], better="min") == [0, 2, 5]
+    assert pareto_front([2.0, 1.0], [1.0, 1.0]) == [1]
+    assert pareto_front([], []) == []
+
+
+def test_the_dial_is_plotted_by_one_setting_or_many(tmp_path: Path) -> None:
+    rows = [
+        _setting("euler_2", 0.4, 6, 20.0),
+        _setting("euler_1", 0.3, 3, 10.0),
+        _setting("euler_1-2-2", 0.35, 5, 15.0),
+        _setting("euler_1-rk4_1-euler_2", 0.45, 7, 30.0),
+        _setting("dopri5", 0.44, 90, 90.0),
+    ]
+    for name, shown, metric in (("many", rows, "AP50"), ("one", rows[:1], "AP50"), ("metres", rows, "RMSE")):
+        plot_dial(shown, metric, tmp_path / f"{name}.png", full="euler_2", better="max")
+        assert _picture(tmp_path / f"{name}.png").std() > 5
+    pictures = [_picture(tmp_path / f"{name}.png") for name in ("many", "one")]
+    assert (pictures[0] != pictures[1]).any()
+
+
+def test_methods_are_read_from_the_names_of_settings(tmp_path: Path) -> None:
+    names = ["euler_2", "rk4_1-2-2", "dopri5", "euler_1-rk4_1", "adaptive_heun", "dopri5-euler_1"]
+    assert [_method(name) for name in names] == ["euler", "rk4", "dopri5", "mixed", "adaptive_heun", "mixed"]
+
+
+def test_a_dial_without_numbers_is_not_plotted(tmp_path: Path) -> None:
+    row = Row(name="a", role="ode", seed=0, config="c.yaml", metrics={"AP50": 0.5})
+    with pytest.raises(MetricsError, match="there is none"):
+        plot_dial([row], "AP50", tmp_path / "a.png", full="a")

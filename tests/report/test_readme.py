@@ -36,6 +36,13 @@ def test_the_table_replaces_what_stood_there(root: Path) -> None:
     assert filled.endswith("<!-- /results -->\n\nend\n")
 
 
+def test_a_section_of_a_file_may_be_named(root: Path) -> None:
+    text = "<!-- results: results/a.json#c.yaml -->\n<!-- /results -->\n"
+    assert fill(text, root) == fill(text.replace("#c.yaml", ""), root).replace("a.json", "a.json#c.yaml")
+    with pytest.raises(ResultsError, match="unknown section"):
+        fill(text.replace("#c", "#d"), root)
+
+
 def test_filling_twice_is_filling_once(root: Path) -> None:
     assert fill(fill(TEXT, root), root) == fill(TEXT, root)
 

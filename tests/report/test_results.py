@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ode_detect.report.results import Results, ResultsError, Row, commit, machine, merge, to_markdown, to_text
+from ode_detect.report.rows import Comparison
 
 
 def _row(name: str = "ode", role: str = "ode", seed: int = 0, **changes: Any) -> Row:
@@ -230,3 +231,62 @@ def test_commit_tells_a_changed_work_tree(tmp_path: Path) -> None:
 def test_commit_without_git_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert commit(tmp_path) == "unknown"
+
+
+def _benchmark(**changes: Any) -> Results:
+    rows = (
+        _row("forward: flow", metrics={}, cost={"latency_ms": 10.25, "kept_mib": 3.0}, config="speed"),
+        _row("forward: blocks", "twin", metrics={}, cost={"latency_ms": 10.0, "kept_mib": 12.0}, config="speed"),
+        _row("backward: flow", metrics={"gradient_difference": 1e-7}, cost={}, config="memory"),
+    )
+    comparisons = (
+        Comparison("forward", "forward: flow", "forward: blocks", "latency_ms", 1.025, 1.01, 1.04, 1.02),
+        Comparison("forward", "forward: flow", "forward: blocks", "kept_mib", 0.25, 0.25, 0.25, 0.25),
+        Comparison("backward", "backward: flow", "forward: flow", "gradient_difference", 1e-7, 1e-7, 1e-7),
+    )
+    return _results(*rows, **{"comparisons": comparisons, **changes})
+
+
+def test_comparisons_are_written_read_and_merged(tmp_path: Path) -> None:
+    _benchmark().write(tmp_path / "b.json")
+    assert Results.read(tmp_path / "b.json") == _benchmark()
+    _results(_row("another")).write(tmp_path / "a.json")
+    merged = merge([tmp_path / "a.json", tmp_path / "b.json"])
+    assert merged.comparisons == _benchmark().comparisons
+    assert len(merged.rows) == 4
+
+
+def test_a_comparison_names_rows_that_are_there(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match=r"'forward: flw'.*did you mean forward: flow"):
+        _benchmark(comparisons=(Comparison("forward", "forward: flw", "forward: blocks", "latency_ms", 1, 1, 1),))
+    path = tmp_path / "b.json"
+    _benchmark().write(path)
+    path.write_text(path.read_text().replace('"quantity"', '"quantty"'))
+    with pytest.raises(ResultsError, match="did you mean quantity"):
+        Results.read(path)
+
+
+def test_a_benchmark_is_a_table_of_ratios() -> None:
+    cells = _cells(to_markdown(_benchmark()))
+    assert cells[0] == ["case", "quantity", "ours", "other", "ratio", "aim"]
+    assert cells[2] == [
+        "forward",
+        "latency (ms)",
+        "flow: 10.2",
+        "blocks: 10",
+        "1.025 (1.010 to 1.040)",
+        "at most 1.02, missed",
+    ]
+    assert cells[3][2:] == ["flow: 3", "blocks: 12", "0.250", "at most 0.25, met"]
+    assert cells[4] == ["backward", "gradient difference", "flow", "forward: flow", "1.0e-07", ""]
+    assert "rounds that alternate both" in to_text(_benchmark())
+    assert "Not measured" not in to_text(_benchmark())
+
+
+def test_a_section_is_a_part_of_the_results() -> None:
+    part = _benchmark().section("memory")
+    assert [row.name for row in part.rows] == ["backward: flow"]
+    assert part.comparisons == ()
+    assert len(_benchmark().section("speed").comparisons) == 2
+    with pytest.raises(ResultsError, match=r"section of .*'sped'.*did you mean speed"):
+        _benchmark().section("sped")

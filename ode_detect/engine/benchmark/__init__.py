@@ -1,0 +1,8 @@
+"""What the continuous core costs, each side beside what it is compared with.
+
+- ``measure``: the sides of a case in turn, their times, their ratios.
+- ``memory``: peak memory as the operating system sees it.
+- ``stages``: the blocks and states that are measured.
+- ``flow``, ``gradients``, ``detector``, ``export``: the sections; each yields cases and knows nothing of time.
+- ``run``: sections to results and plots.
+"""

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ode_detect.engine.benchmark import run
+from ode_detect.engine.benchmark.measure import Case, Ratio, Side
+from ode_detect.engine.benchmark.run import SECTIONS, Section, run_benchmark, write_plots
+from ode_detect.engine.config import ConfigError
+from ode_detect.ode.names import UnknownNameError
+from ode_detect.report.results import Results, to_markdown
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_each_section_runs_quickly_and_is_written_in_the_shape_of_results(name: str, tmp_path: Path) -> None:
+    if SECTIONS[name].missing:
+        pytest.skip(f"needs {', '.join(SECTIONS[name].missing)}")
+    told: list[str] = []
+    results = run_benchmark([name], quick=True, command="a command", tell=told.append)
+    assert {row.config for row in results.rows} == {name}
+    assert results.comparisons
+    assert len(told) == len(dict.fromkeys(row.name.rpartition(": ")[0] for row in results.rows))
+    assert {"cpu", "cores", "threads"} <= set(results.machine)
+    assert "alternate" in to_markdown(results)
+    results.write(tmp_path / "b.json")
+    assert Results.read(tmp_path / "b.json") == results
+    (picture,) = write_plots(results, tmp_path / "b.json")
+    assert picture == tmp_path / f"b_{name}.png"
+    assert picture.stat().st_size > 10_000
+
+
+def test_an_unknown_section_is_told_with_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match=r"section of the benchmark 'gradient'.*Did you mean 'gradients'"):
+        run_benchmark(["gradient"], command="")
+
+
+@pytest.fixture
+def two_sections(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    asked: list[bool] = []
+
+    def cases(*, quick: bool) -> Iterator[Case]:
+        asked.append(quick)
+        sides = {"ours": Side("ode", lambda: None), "other": Side("baseline", lambda: None)}
+        yield Case(f"case {len(asked)}", sides, [Ratio("ours", "other", 1e9)])
+
+    monkeypatch.setattr(run, "SECTIONS", {"one": Section("first", cases), "two": Section("second", cases)})
+    return asked
+
+
+def test_all_sections_are_measured_unless_some_are_named(two_sections: list[bool]) -> None:
+    results = run_benchmark(command="", seconds=0.0)
+    assert [row.name for row in results.rows] == ["case 1: ours", "case 1: other", "case 2: ours", "case 2: other"]
+    assert [c.met for c in results.comparisons] == [True, True]
+    assert {row.config for row in run_benchmark(["two", "two"], command="", seconds=0.0).rows} == {"two"}
+    assert two_sections == [False] * 3
+
+
+def test_a_quick_run_says_that_it_is_worth_nothing(two_sections: list[bool]) -> None:
+    assert "mean nothing" in run_benchmark(command="", quick=True).what
+    assert two_sections == [True, True]
+
+
+def test_a_section_that_cannot_run_here_is_left_out_and_told(
+    two_sections: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = Section("third", SECTIONS["flow"].cases, requires=("json", "no_such_package"))
+    monkeypatch.setitem(run.SECTIONS, "three", section)
+    told: list[str] = []
+    results = run_benchmark(command="", seconds=0.0, tell=told.append)
+    assert {row.config for row in results.rows} == {"one", "two"}
+    assert told[-1] == "three: left out, because no_such_package is not installed"
+    with pytest.raises(ConfigError, match="install what is missing"):
+        run_benchmark(["three"], command="", tell=told.append)
