@@ -19,7 +19,8 @@ from .block import ODEBlock
 from .folding import Folding, fold_norms
 from .gradients import Backprop, Reversible
 from .names import check_name
-from .packing import PackedConv2d, can_pack, pack
+from .packing import PackedBranch, PackedConv2d, can_pack, pack
+from .pieces import PiecewiseConstant
 from .record import Tally
 from .solvers import FixedStep
 
@@ -91,12 +92,20 @@ class InferenceFlow(ODEBlock):
             return super()._solve(h, tally)
         if (solver.method, solver.projection) != ("euler", "relu"):
             return super()._solve(h, tally)
-        evaluate = self.field if tally is None else tally.count(self.field)
+        h = h.clone(memory_format=torch.channels_last)
         for start, end in solver.grid(self.duration):
-            h = torch.relu_(torch.add(h, evaluate(start, h), alpha=end - start))
+            h = self._step(start, end - start, h, tally)
         if tally is not None:
             tally.steps(accepted=solver.steps)
         return h
+
+    def _step(self, time: float, size: float, h: Tensor, tally: Tally | None) -> Tensor:
+        """One step, written into ``h``."""
+        piece = self.field.pieces[self.field.index(time)] if isinstance(self.field, PiecewiseConstant) else self.field
+        count: Callable[[Any], Any] = tally.count if tally is not None else lambda evaluate: evaluate
+        if isinstance(piece, PackedBranch) and piece.can_step(size):
+            return count(piece.step)(size, h)
+        return torch.relu_(h.add_(count(piece)(time, h), alpha=size))
 
 
 def optimize_for_inference(

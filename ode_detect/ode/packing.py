@@ -6,6 +6,9 @@ and flows can still be solved in another way.
 
 from __future__ import annotations
 
+import copy
+import math
+from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -20,7 +23,7 @@ from .residual import RELU, ResidualBranch
 
 def can_pack() -> bool:
     """Whether this PyTorch has oneDNN and its operators."""
-    names = ("_convolution_pointwise", "_reorder_convolution_weight")
+    names = ("_convolution_pointwise", "_convolution_pointwise_", "_reorder_convolution_weight")
     return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in names)
 
 
@@ -45,6 +48,20 @@ class PackedConv2d(nn.Module):
         attribute = "relu" if self.relu else "none"
         return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *self.geometry, attribute, [], "")
 
+    def add_to(self, h: Tensor, x: Tensor) -> Tensor:
+        """relu(h + convolution of x), written into ``h``."""
+        operator = torch.ops.mkldnn._convolution_pointwise_.binary
+        return operator(h, x, self.weight, self.bias, *self.geometry, "add", 1.0, "relu", [], None)
+
+    def scaled(self, factor: float) -> PackedConv2d:
+        """The convolution times a factor; itself if that is 1."""
+        if factor == 1.0:
+            return self
+        other = copy.copy(self)
+        other.weight = self._laid_out(self.weight.to_dense() * factor)
+        other.bias = None if self.bias is None else self.bias * factor
+        return other
+
     def extra_repr(self) -> str:
         """Shape of the weights."""
         return f"{tuple(self.weight.shape)}, relu={self.relu}"
@@ -62,8 +79,42 @@ class PackedConv2d(nn.Module):
         return torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry)
 
 
+class PackedBranch(nn.Module):
+    """The branch f(h) of a residual block as a row of packed layers; relu(h + size * f(h)) in one go where it ends so.
+
+    Args:
+        layers: called one after the other.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self._ends: dict[float, PackedConv2d] = {}
+
+    def forward(self, t: float | Tensor, h: Tensor) -> Tensor:
+        """f(h), shape of ``h``; it does not depend on ``t``."""
+        for layer in self.layers:
+            h = layer(h)
+        return h
+
+    def can_step(self, size: float) -> bool:
+        """Whether the last convolution can take the step; a size that is no power of two would round its weights."""
+        last = self.layers[-1]
+        return isinstance(last, PackedConv2d) and not last.relu and math.frexp(size)[0] == 0.5
+
+    def step(self, size: float, h: Tensor) -> Tensor:
+        """relu(h + size * f(h)), written into ``h``; with channels last."""
+        branch = h
+        for layer in self.layers[:-1]:
+            branch = layer(branch)
+        if size not in self._ends:
+            last: Any = self.layers[-1]
+            self._ends[size] = last.scaled(size)
+        return self._ends[size].add_to(h, branch)
+
+
 def pack(model: nn.Module) -> None:
-    """Replace the convolutions of a model by packed ones, in place; in fields and residual branches with their relu.
+    """Replace the convolutions of a model by packed ones, in place; fields and residual branches by `PackedBranch`.
 
     Left as they are: convolutions that still have a normalisation of their own, that pad with other than zeros, that
     are of an unknown class, and those in hat functions, which blend weights.
@@ -73,12 +124,12 @@ def pack(model: nn.Module) -> None:
     """
     if isinstance(model, HatFunctions) and len(model.knots) > 1:
         return
-    if isinstance(model, ResidualBranch):
-        _shorten(model)
-    followed = _followed_by_relu(model)
     for name, child in list(model.named_children()):
-        if _is_plain(child):
-            _replace(model, name, PackedConv2d(child, relu=name in followed or _activates(child)))
+        row = _row_of(child)
+        if row is not None:
+            _replace(model, name, PackedBranch(_packed_row(row)))
+        elif _is_plain(child):
+            _replace(model, name, PackedConv2d(child, relu=_activates(child)))
         else:
             pack(child)
 
@@ -92,30 +143,29 @@ def _replace(parent: nn.Module, name: str, new: nn.Module) -> None:
             value[:] = [new if item is old else item for item in value]
 
 
-def _followed_by_relu(module: nn.Module) -> set[str]:
-    """The convolutions of a field that relu comes after, which is taken out of the field here."""
-    if not isinstance(module, BasicField | BottleneckField) or module.activation is not F.relu:
-        return set()
-    names = [name for name, _ in module.named_children()][:-1]
-    if not all(_is_plain(getattr(module, name)) for name in names):
-        return set()
-    module.activation = nn.Identity()
-    return set(names)
+def _row_of(field: nn.Module) -> list[nn.Module] | None:
+    """The layers of a field that is nothing but layers one after the other."""
+    if isinstance(field, ResidualBranch):
+        return [nn.ReLU(inplace=True) if name == RELU else getattr(field.block, name) for name in field.path]
+    if isinstance(field, BasicField | BottleneckField) and field.activation is F.relu:
+        relus = [[conv, nn.ReLU(inplace=True)] for _, conv in field.named_children()]
+        return [layer for pair in relus for layer in pair][:-1]
+    return None
 
 
-def _shorten(branch: ResidualBranch) -> None:
-    """Leave folded normalisations out of the path of a branch, and relu where the convolution before can do it."""
-    path: list[str] = []
-    for name in branch.path:
-        layer = None if name == RELU else getattr(branch.block, name)
-        if isinstance(layer, nn.Identity):
-            continue
-        previous = getattr(branch.block, path[-1], None) if path else None
-        if (layer is None or type(layer) is nn.ReLU) and _is_plain(previous) and branch.path.count(path[-1]) == 1:
-            setattr(branch.block, path[-1], PackedConv2d(previous, relu=True))
+def _packed_row(row: list[nn.Module]) -> list[nn.Module]:
+    """Convolutions packed with the relu after them; folded normalisations left out."""
+    packed: list[nn.Module] = []
+    for layer in (layer for layer in row if not isinstance(layer, nn.Identity)):
+        last = packed[-1] if packed else None
+        if type(layer) is nn.ReLU and isinstance(last, PackedConv2d):
+            last.relu = True
+        elif _is_plain(layer):
+            packed.append(PackedConv2d(layer, relu=_activates(layer)))
         else:
-            path.append(name)
-    branch.path = tuple(path)
+            pack(layer)
+            packed.append(layer)
+    return packed
 
 
 def _is_plain(module: object) -> TypeGuard[nn.Conv2d]:
@@ -136,5 +186,10 @@ def _macs(x: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:
     return conv_flop_count(list(x), list(weight), list(out_shape))
 
 
-if can_pack() and torch.ops.mkldnn._convolution_pointwise not in flop_registry:
-    register_flop_formula(torch.ops.mkldnn._convolution_pointwise)(_macs)
+def _macs_of_sum(h: Any, *arguments: Any, **named: Any) -> int:
+    return _macs(*arguments, **named)
+
+
+for _name, _formula in (("_convolution_pointwise", _macs), ("_convolution_pointwise_", _macs_of_sum)):
+    if can_pack() and getattr(torch.ops.mkldnn, _name) not in flop_registry:
+        register_flop_formula(getattr(torch.ops.mkldnn, _name))(_formula)

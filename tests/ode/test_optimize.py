@@ -276,11 +276,38 @@ def test_a_packed_convolution_is_the_convolution(arguments, dtype, relu):
 @needs_onednn
 def test_relu_goes_into_the_convolutions_of_a_field(with_statistics):
     fast, _ = optimize_for_inference(with_statistics(flow(field=BottleneckField)), torch.randn(1, 8, 6, 6))
-    piece = fast.field.pieces[0]
-    assert [piece.conv1.relu, piece.conv2.relu, piece.conv3.relu] == [True, True, False]
+    assert [layer.relu for layer in fast.field.pieces[0].layers] == [True, True, False]
     branch = ODEBlock(field=ResidualBranch(Residual().eval()), allow_stateful_field=True)
     fast, _ = optimize_for_inference(with_statistics(branch), torch.randn(1, 8, 6, 6))
-    assert fast.field.path == ("conv1", "conv2")
+    assert [layer.relu for layer in fast.field.layers] == [True, False]
+
+
+@needs_onednn
+@pytest.mark.parametrize("size", [1.0, 2.0, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_in_one_go_is_the_step(dtype, size, with_statistics):
+    model, h = with_statistics(flow()), torch.randn(2, 8, 6, 7).to(memory_format=torch.channels_last)
+    precision = str(dtype).removeprefix("torch.")
+    fast, _ = optimize_for_inference(model, h, precision=precision, tolerance=0.03)
+    piece = copy.deepcopy(fast.field.pieces[0])
+    assert piece.can_step(size)
+    assert not piece.can_step(3.0)
+    with torch.no_grad():
+        expected = torch.relu(h + size * model.field.pieces[0](0.0, h))
+        given = piece.step(size, h := h.to(dtype))
+    assert given is h
+    assert (given.float() - expected).norm() < (1e-5 if dtype == torch.float32 else 0.02) * expected.norm()
+
+
+@needs_onednn
+@pytest.mark.parametrize(("steps", "fused"), [(3, 3), (1, 0)])
+def test_steps_in_one_go_are_taken_where_they_can_be(steps, fused, with_statistics, monkeypatch):
+    fast, _ = optimize_for_inference(with_statistics(flow()), torch.randn(1, 8, 6, 6))
+    taken, step = [], packing.PackedBranch.step
+    monkeypatch.setattr(packing.PackedBranch, "step", lambda *arguments: taken.append(1) or step(*arguments))
+    with torch.no_grad(), solver_override(fast, steps=steps):
+        fast(torch.randn(1, 8, 6, 6))
+    assert len(taken) == fused
 
 
 def test_without_onednn_convolutions_stay(with_statistics, monkeypatch):
