@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Measure what the continuous core costs, each side beside what it is compared with, taking turns in one process.
 
-Ratios are what is claimed; wall times depend on the machine and the day. About 25 minutes on 2 cores.
+Ratios are what is claimed; wall times depend on the machine and the day. About 25 minutes on 2 cores. Each section is
+written when it is through; the other sections of the file stay, if they are of the same commit and machine.
 
 Examples:
     python tools/benchmark.py --output results/benchmark_cpu.json
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
 from ode_detect.engine.launch import run_tool
@@ -39,8 +41,11 @@ def main(arguments: list[str]) -> None:
         print("\n".join(f"{name.ljust(width)}  {section.about}" for name, section in SECTIONS.items()))
         return
     command = shlex.join(["python", "tools/benchmark.py", *arguments])
-    results = run_benchmark(args.only, quick=args.quick, command=command, tell=lambda line: print(line, flush=True))
-    results.write(args.output)
+    tell = partial(print, flush=True)
+    try:
+        results = run_benchmark(args.only, quick=args.quick, command=command, output=args.output, tell=tell)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped; the sections that were finished are in {args.output}.") from None
     pictures = write_plots(results, args.output)
     print(f"\n{to_text(results)}\n\nwritten: {', '.join(map(str, [args.output, *pictures]))}")
 

@@ -1,6 +1,8 @@
 #!/usr/bin/env python
 """Certify the flows of a network: are their gradients right in every mode, and are they flows or tied to their steps?
 
+The exit code is 1 where a gradient is not what its mode promises.
+
 Examples:
     python tools/certify.py --config-file configs/quickstart.yaml
     python tools/certify.py --config-file configs/quickstart.yaml --random 224 MODEL.ODE.METHOD midpoint
@@ -13,7 +15,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from ode_detect.engine.launch import run_tool
+from ode_detect.engine.launch import WEIGHTS_HELP, run_tool
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -22,9 +24,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--config-file", required=True, metavar="FILE", help="a yaml file, such as configs/quickstart.yaml"
     )
-    parser.add_argument(
-        "--weights", default="", metavar="FILE", help="a checkpoint; otherwise MODEL.WEIGHTS, or the run in OUTPUT_DIR"
-    )
+    parser.add_argument("--weights", default="", metavar="FILE", help=WEIGHTS_HELP)
     parser.add_argument("--random", type=int, metavar="SIZE", help="a random picture of this size; needs no data set")
     parser.add_argument("--output", metavar="DIR", help="where certificate.json goes; OUTPUT_DIR/certificate otherwise")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys that win over the file")
@@ -43,8 +43,10 @@ def main(arguments: list[str]) -> None:
     folder = Path(args.output or Path(cfg.OUTPUT_DIR) / "certificate")
     command = shlex.join(["python", "tools/certify.py", *arguments])
     run = Run(cfg, get_task(cfg), folder, command, args.config_file)
-    print(certify_run(run, weights=args.weights, size=args.random))
-    print(f"\nall of it is in {folder / 'certificate.json'}")
+    report = certify_run(run, weights=args.weights, size=args.random)
+    print(f"{report}\n\nall of it is in {folder / 'certificate.json'}")
+    if not report.right:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

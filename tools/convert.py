@@ -30,6 +30,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--reverse", action="store_true", help="from an ODE checkpoint to the original names")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys that win over the file")
     args = parser.parse_intermixed_args(arguments)
+    if args.reverse and args.model:
+        parser.error("an ODE checkpoint of --model says itself what it is of; leave --model out with --reverse")
     if not (args.reverse or args.model or args.config_file):
         parser.error("say what the weights are of: --model LIBRARY:NAME or --config-file FILE")
     if args.overrides and not args.config_file:

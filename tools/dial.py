@@ -18,14 +18,14 @@ import shlex
 import sys
 from pathlib import Path
 
-from ode_detect.engine.launch import run_tool
+from ode_detect.engine.launch import WEIGHTS_HELP, run_tool
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line; flags may stand anywhere among KEY VALUE pairs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="the config of the network")
-    parser.add_argument("--weights", default="", metavar="FILE", help="a checkpoint (the last one in OUTPUT_DIR)")
+    parser.add_argument("--weights", default="", metavar="FILE", help=WEIGHTS_HELP)
     parser.add_argument("--steps", nargs="+", default=["1", "2", "4", "8"], metavar="N", help="(1 2 4 8)")
     parser.add_argument(
         "--methods", nargs="+", default=["euler", "midpoint", "heun", "rk4"], metavar="NAME", help="(all of ours)"
@@ -39,15 +39,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     args = parser.parse_intermixed_args(arguments)
     # A list of names takes all words up to the next flag; config keys behind it, in capitals, are none of its own.
     for name in ("steps", "methods", "flow"):
-        words = getattr(args, name) or []
+        words = getattr(args, name)
+        if words is None:
+            continue
         end = next((i for i, word in enumerate(words) if re.match(r"[A-Z][A-Z_]*(\.|$)", word)), len(words))
+        if end == 0:
+            parser.error(f"--{name} takes {'whole numbers' if name == 'steps' else 'names'} before any config key")
         args.overrides += words[end:]
-        setattr(args, name, words[:end] or None)
-    if args.methods is None:
-        parser.error("--methods takes names")
+        setattr(args, name, words[:end])
     try:
         args.steps = [int(word) for word in args.steps]
-    except (TypeError, ValueError):
+    except ValueError:
         parser.error(f"--steps takes whole numbers, not {args.steps}")
     return args
 
@@ -73,8 +75,7 @@ def main(arguments: list[str]) -> None:
     try:
         results, choice = turn(dial, steps=args.steps, methods=args.methods, flows=args.flow, budget=budget)
     except KeyboardInterrupt:
-        print(f"stopped; the same command goes on from what is in {dial.folder}.", file=sys.stderr)
-        sys.exit(130)
+        raise KeyboardInterrupt(f"stopped; the same command goes on from what is in {dial.folder}.") from None
     print(f"\n{to_text(results)}\n")
     if choice:
         print(f"{choice.claim}\nto use it: python tools/train_net.py --eval-only --config-file {choice.path}")

@@ -9,10 +9,11 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
-from ode_detect.engine.launch import run_tool
+from ode_detect.engine.launch import WEIGHTS_HELP, run_tool
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -21,9 +22,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--config-file", required=True, metavar="FILE", help="a yaml file, such as configs/quickstart.yaml"
     )
-    parser.add_argument(
-        "--weights", default="", metavar="FILE", help="a checkpoint; otherwise the run in OUTPUT_DIR, or MODEL.WEIGHTS"
-    )
+    parser.add_argument("--weights", default="", metavar="FILE", help=WEIGHTS_HELP)
     parser.add_argument("--output", required=True, metavar="DIR", help="where the file goes")
     parser.add_argument("--size", nargs=2, type=int, default=(480, 640), metavar=("H", "W"), help="of the pictures")
     parser.add_argument("--format", default="onnx", help="onnx (compared by onnxruntime) or torch")
@@ -35,12 +34,14 @@ def main(arguments: list[str]) -> None:
     """Parse, build, export, report."""
     from ode_detect.engine.config import load_config
     from ode_detect.engine.export import export_backbone
+    from ode_detect.engine.run import Run
+    from ode_detect.engine.task import get_task
 
     args = parse(arguments)
     cfg = load_config(args.config_file, args.overrides)
-    print(
-        export_backbone(cfg, weights=args.weights, folder=Path(args.output), size=tuple(args.size), format=args.format)
-    )
+    command = shlex.join(["python", "tools/export.py", *arguments])
+    run = Run(cfg, get_task(cfg), Path(args.output), command, args.config_file)
+    print(export_backbone(run, weights=args.weights, size=tuple(args.size), format=args.format))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ def main(arguments: list[str]) -> None:
     """Parse, build, run, report."""
     from ode_detect.engine.config import load_config
     from ode_detect.engine.run import evaluate_only, open_run, train
+    from ode_detect.engine.trainer import Interrupted
     from ode_detect.report.results import to_text
 
     args = parse(arguments)
@@ -43,7 +44,12 @@ def main(arguments: list[str]) -> None:
         resume=args.resume,
         evaluating=args.eval_only,
     )
-    results = evaluate_only(run) if args.eval_only else train(run, resume=args.resume)
+    try:
+        results = evaluate_only(run) if args.eval_only else train(run, resume=args.resume)
+    except KeyboardInterrupt as stop:
+        if args.eval_only or isinstance(stop, Interrupted):
+            raise
+        raise KeyboardInterrupt("stopped at once; --resume goes on from the last checkpoint.") from None
     print(f"\n{to_text(results)}\n")
     print(f"all of it is in {run.folder}/: {', '.join(sorted(p.name for p in run.folder.iterdir()))}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -69,7 +70,7 @@ def optimize_detector(
         )
     batch = _noise(model) if example is None else example
     with torch.no_grad():
-        proposals = _proposals(model, batch)
+        proposals = _proposals(copy.deepcopy(model).eval(), batch)
     return select(
         model,
         prepare=lambda kind: _prepare(model, kind, compiled=False),
@@ -174,14 +175,11 @@ def _noise(model: Detector) -> Example:
 
 def _proposals(model: Detector, batch: Example) -> list[Instances]:
     """The proposals of the original, on which the box heads are compared."""
-    training = model.training
-    model.eval()
     images = model.preprocess_image(batch)
     if model.proposal_generator is None:
         proposals = [example["proposals"] for example in batch]
     else:
         proposals, _ = model.proposal_generator(images, model.backbone(images.tensor), None)
-    model.train(training)
     return proposals
 
 

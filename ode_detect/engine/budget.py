@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ode_detect.ode import FixedStep
-from ode_detect.ode.dial import find_flow
 from ode_detect.report.results import Results
 
 from .config import ConfigError
 from .dial import Dial, Setting
+
+logger = logging.getLogger("ode_detect.engine")
 
 
 class BudgetError(ConfigError):
@@ -66,7 +68,7 @@ class Choice:
 
     Attributes:
         setting: solver of each flow.
-        claim: its quality and time beside those of the full steps, in a line.
+        claim: its quality and time beside those of the full steps, and what they are worth, in a line.
         path: the config to use it by.
     """
 
@@ -110,7 +112,7 @@ def turn(
         dial.evaluate(setting)
     if budget is None:
         return dial.report(dial.times(dial.known)), None
-    paths = list(dial.flows) if flows is None else [find_flow(dial.flows, name) for name in flows]
+    paths = dial.paths(flows)
     try:
         setting, times = choose(dial, settings, budget, flows=paths)
     except BudgetError:
@@ -121,7 +123,9 @@ def turn(
         f"{name}: {dial.metric} {dial.measured[name].metrics[dial.metric]:.4f}, {times[name]:.1f} ms for one picture"
         for name in (setting.name, dial.full.name)
     ]
-    claim = f"{words[0]} (full steps, {words[1]})"
+    machine = f"{results.machine['threads']} threads of {results.machine['cpu']}"
+    picked = dial.picked(len(_allowed(dial, times, paths)))
+    claim = f"{words[0]} (full steps, {words[1]}); {machine}; picked {picked}"
     return results, Choice(setting, claim, dial.write_choice(setting, claim))
 
 
@@ -149,11 +153,15 @@ def choose(
     order = greedy(measure_changes(dial, candidates, flows))
     if budget.loss is not None:
         _walk_to_loss(dial, order, budget.loss)
-        times = dial.times(dial.known)
     else:
-        times = _walk_to_time(dial, order, budget.milliseconds or 0.0)
-    allowed = [name for name in times if dial.measured[name].setting.differs(dial.full) <= set(flows)]
-    return _best(dial, budget, {name: times[name] for name in allowed}), times
+        _walk_to_time(dial, order, budget.milliseconds or 0.0)
+    times = dial.times(dial.known)
+    return _best(dial, budget, {name: times[name] for name in _allowed(dial, times, flows)}), times
+
+
+def _allowed(dial: Dial, names: Iterable[str], flows: Sequence[str]) -> list[str]:
+    """The settings that change none but these flows."""
+    return [name for name in names if dial.measured[name].setting.differs(dial.full) <= set(flows)]
 
 
 def measure_changes(dial: Dial, candidates: Sequence[Setting], flows: Sequence[str]) -> list[Change]:
@@ -211,6 +219,7 @@ def greedy(changes: Sequence[Change]) -> list[tuple[Setting, float, float]]:
 def _walk_to_loss(dial: Dial, order: list[tuple[Setting, float, float]], limit: float) -> None:
     """Evaluate the last setting that should lose little enough; then on while it does, or back until it does."""
     index = max([i for i, (_, loss, _) in enumerate(order) if loss <= limit], default=-1)
+    logger.info("%d changes are worth trying together; the first %d should keep to the loss", len(order), index + 1)
     if index >= 0 and _loss(dial, order[index][0]) <= limit:
         while index + 1 < len(order) and _loss(dial, order[index + 1][0]) <= limit:
             index += 1
@@ -219,18 +228,20 @@ def _walk_to_loss(dial: Dial, order: list[tuple[Setting, float, float]], limit: 
         index -= 1
 
 
-def _walk_to_time(dial: Dial, order: list[tuple[Setting, float, float]], limit: float) -> dict[str, float]:
+def _walk_to_time(dial: Dial, order: list[tuple[Setting, float, float]], limit: float) -> None:
     """Evaluate the first setting that should be fast enough, and on until one is."""
-    times = dial.times(dial.known)
-    full = times[dial.full.name]
+    # What is saved was measured beside the full steps, so it is those that it is subtracted from.
+    full = dial.times([dial.full.name])[dial.full.name]
     for number, (setting, _, saved) in enumerate(order, start=1):
         if full - saved > limit and number < len(order):
             continue
         dial.evaluate(setting)
-        times = dial.times(dial.known)
-        if times.get(setting.name, float("inf")) <= limit:
-            break
-    return times
+        if dial.quality(setting.name) is None:
+            continue
+        taken = dial.times(list(dict.fromkeys([dial.full.name, setting.name])))[setting.name]
+        logger.info("%s takes %.1f ms, and %.1f are wanted", setting.name, taken, limit)
+        if taken <= limit:
+            return
 
 
 def _loss(dial: Dial, setting: Setting) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, timezone
 from typing import Any
 
 import torch
@@ -11,9 +10,10 @@ from torch import nn
 
 from ode_detect.ode import ODEBlock
 from ode_detect.ode.certify import Report, certify_model
-from ode_detect.report.results import commit, machine
 
+from .calls import calls_seen
 from .config import ConfigError
+from .provenance import provenance
 from .run import Run, load_network
 
 
@@ -22,7 +22,7 @@ def certify_run(run: Run, *, weights: str = "", size: int | None = None) -> Repo
 
     Args:
         run: config, task, and the folder to write into.
-        weights: a checkpoint; "" is ``MODEL.WEIGHTS``, or the last one in ``OUTPUT_DIR``.
+        weights: a checkpoint; "" takes what `ode_detect.engine.run.fill` takes.
         size: side in pixels of a random picture, drawn with the config's seed; None takes the first test picture.
 
     Raises:
@@ -41,11 +41,7 @@ def certify_run(run: Run, *, weights: str = "", size: int | None = None) -> Repo
         )
     certificate = certify_model(model, batch, run=_features)
     about = {
-        "command": run.command,
-        "commit": commit(),
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "machine": machine(),
-        "threads": torch.get_num_threads(),
+        **provenance(run.command),
         "config": run.config_file,
         "weights": weights,
         "picture": picture,
@@ -79,10 +75,6 @@ def _features(model: nn.Module, batch: list[dict[str, Any]]) -> Any:
     backbone = getattr(model, "backbone", None)
     if backbone is None:
         return model(batch)
-    seen: list[Any] = []
-    hook = backbone.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    try:
+    with calls_seen(backbone) as calls:
         model(batch)
-    finally:
-        hook.remove()
-    return seen
+    return [output for _, output in calls]

@@ -22,6 +22,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from ode_detect.backbones import discrete_names
+from ode_detect.report.files import whole
 
 # Where numpy 1 keeps what numpy 2 keeps in numpy._core.
 _OLD = "numpy.core.multiarray"
@@ -156,17 +157,15 @@ class Checkpointer(DetectionCheckpointer):
             **kwargs,
         }
         final = Path(self.save_dir) / f"{name}.pth"
-        partial = final.with_suffix(".pth.partial")
-        torch.save(data, partial)
-        partial.replace(final)
+        with whole(final) as partial:
+            torch.save(data, partial)
         if name != "model_best":
             self.tag_last_checkpoint(final.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Say which checkpoint to resume from; a kill while writing leaves the earlier word."""
-        partial = Path(self.save_dir) / "last_checkpoint.partial"
-        partial.write_text(last_filename_basename)
-        partial.replace(Path(self.save_dir) / "last_checkpoint")
+        with whole(Path(self.save_dir) / "last_checkpoint") as partial:
+            partial.write_text(last_filename_basename)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         with explained(filename):

@@ -150,7 +150,7 @@ def flow_settings(cfg: CfgNode) -> tuple[dict[str, int], dict[str, str]]:
     methods: dict[str, str] = {}
     seen = set()
     for entry in cfg.MODEL.ODE.FLOWS:
-        if not isinstance(entry, dict) or "FLOW" not in entry or len(entry) < 2:
+        if not isinstance(entry, dict) or not isinstance(entry.get("FLOW"), str) or len(entry) < 2:
             raise ConfigError(
                 f"an entry of MODEL.ODE.FLOWS names a FLOW and its STEPS, its METHOD or both, and this one is {entry}; "
                 "write {FLOW: res4, STEPS: 11}."
@@ -166,6 +166,12 @@ def flow_settings(cfg: CfgNode) -> tuple[dict[str, int], dict[str, str]]:
         steps |= {entry["FLOW"]: entry["STEPS"]} if "STEPS" in entry else {}
         methods |= {entry["FLOW"]: entry["METHOD"]} if "METHOD" in entry else {}
     return steps, methods
+
+
+def tolerances(cfg: CfgNode) -> dict[str, Any]:
+    """What a method of torchdiffeq is given where it takes the place of fixed steps: arguments of `set_solvers`."""
+    ode = cfg.MODEL.ODE
+    return {"rtol": ode.RTOL, "atol": ode.ATOL, "max_evaluations": ode.MAX_EVALUATIONS}
 
 
 def _check_key(key: str, known: list[str], where: object) -> None:

@@ -20,6 +20,7 @@ from ode_detect.ode import Certificate, ConversionError, ODEBlock, PiecewiseCons
 from ode_detect.ode.certificate import ConvertedRun, Differences, Observation, Pairing, compare
 from ode_detect.ode.convert import replace_runs
 from ode_detect.ode.names import check_name
+from ode_detect.report.files import whole
 
 from .checkpoint import Checkpointer, CheckpointError, explained, unpickle_weights
 from .trainer import build_network
@@ -28,6 +29,7 @@ _TORCH_FILES = (".pth", ".pt", ".th", ".tar", ".bin", ".ckpt")
 _CONTAINERS = ("state_dict", "model", "model_state_dict", "net")
 _PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
 _SIDE = 128
+_ODE_MODEL = "ode_model.pth"
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -73,6 +75,7 @@ def convert_weights(path: str | Path, architecture: str, folder: str | Path) -> 
         ConversionError: the network cannot be converted.
         UnknownNameError: no such network.
     """
+    file = _output(folder, path, _ODE_MODEL)
     weights = read_weights(path)
     classes = _count_classes(architecture, weights)
     model = _build(architecture, classes)
@@ -86,7 +89,7 @@ def convert_weights(path: str | Path, architecture: str, folder: str | Path) -> 
         "names": list(weights),
         "flows": certificate.to_dict()["runs"],
     }
-    _write(Path(folder), content, certificate)
+    _write(file, content, certificate)
     return certificate
 
 
@@ -110,11 +113,14 @@ def restore_weights(path: str | Path, folder: str | Path) -> Path:
         The file that was written.
 
     Raises:
-        CheckpointError: the file cannot be read, or is not such a checkpoint.
+        CheckpointError: the file cannot be read, is not such a checkpoint, or is the one that would be written.
     """
+    file = _output(folder, path)
     ode_model, names = _load_ode(path)
     state = to_resnet(ode_model).state_dict()
-    return _save(Path(folder) / "model.pth", {name: state[name] for name in names})
+    with whole(file) as partial:
+        torch.save({name: state[name] for name in names}, partial)
+    return file
 
 
 def convert_for_config(path: str, cfg: CfgNode, folder: str | Path) -> Certificate:
@@ -136,12 +142,20 @@ def convert_for_config(path: str, cfg: CfgNode, folder: str | Path) -> Certifica
         CheckpointError: the file cannot be read or does not fit.
         ConversionError: the flows of the config do not hold the blocks of its twin.
     """
+    file = _output(folder, path, _ODE_MODEL)
     twin, ode_model = _network(cfg, "twin"), _network(cfg, "ode")
-    Checkpointer(twin).load_weights(path, whole=False)
-    coverage = Checkpointer(ode_model).load_weights(path, whole=False)
+    partly = cfg.MODEL.ALLOW_PARTIAL_WEIGHTS
+    Checkpointer(twin, allow_partial=partly).load_weights(path, whole=False)
+    coverage = Checkpointer(ode_model, allow_partial=partly).load_weights(path, whole=False)
     if coverage is None:
         raise CheckpointError("no weights were named; --weights names a file.")
     state, discrete = ode_model.state_dict(), discrete_names(list(ode_model.state_dict()))
+    if not discrete:
+        raise ConversionError(
+            "a conversion makes flows, and the network of the config has none: MODEL.ODE.STAGES "
+            f"{cfg.MODEL.ODE.STAGES}, MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME}. Name stages, and a backbone with "
+            "flows (build_ode_resnet_fpn_backbone)."
+        )
     discrete_state = twin.state_dict()
     for name, tensor in state.items():
         if name not in coverage.loaded:
@@ -156,7 +170,7 @@ def convert_for_config(path: str, cfg: CfgNode, folder: str | Path) -> Certifica
         "model": {name: tensor for name, tensor in state.items() if name in coverage.loaded},
         "flows": certificate.to_dict()["runs"],
     }
-    _write(Path(folder), content, certificate)
+    _write(file, content, certificate)
     return certificate
 
 
@@ -172,20 +186,30 @@ def restore_for_config(path: str | Path, cfg: CfgNode, folder: str | Path) -> Pa
         The file that was written.
 
     Raises:
-        CheckpointError: the file cannot be read or does not fit the twin.
+        CheckpointError: the file cannot be read, does not fit the twin, or is the one that would be written.
         ConversionError: the flows of the config are not runs of blocks.
     """
+    file = _output(folder, path)
     weights = read_weights(path)
     names = discrete_names(list(weights))
     if not names:
         raise CheckpointError(f"{path} holds no flow of an ODE-ResNet, so there is nothing to rename in it.")
     twin = _network(cfg, "twin")
-    file = _save(Path(folder) / "model.pth", {"model": {names.get(n, n): value for n, value in weights.items()}})
-    try:
-        Checkpointer(twin).load_weights(str(file), whole=False)
-    except CheckpointError:
-        file.unlink()
-        raise
+    checkpointer = Checkpointer(twin, allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS)
+    with whole(file) as partial:
+        torch.save({"model": {names.get(n, n): value for n, value in weights.items()}}, partial)
+        try:
+            checkpointer.load_weights(str(partial), whole=False)
+        except CheckpointError as error:
+            raise CheckpointError(str(error).replace(str(partial), str(path))) from error
+    return file
+
+
+def _output(folder: str | Path, path: str | Path, name: str = "model.pth") -> Path:
+    """The file to write, which is not the one that is read."""
+    file = Path(folder) / name
+    if file.resolve() == Path(path).resolve():
+        raise CheckpointError(f"{file} is what is read, and would be overwritten; give another --output.")
     return file
 
 
@@ -327,15 +351,8 @@ def _within(pairing: Pairing, prefix: str) -> Pairing:
     return Pairing(inside(pairing.tensors), inside(pairing.states))
 
 
-def _write(folder: Path, content: dict[str, Any], certificate: Certificate) -> None:
-    _save(folder / "ode_model.pth", content)
-    (folder / "certificate.json").write_text(json.dumps(certificate.to_dict(), indent=2) + "\n")
-    (folder / "certificate.txt").write_text(f"{certificate}\n")
-
-
-def _save(file: Path, content: Mapping[str, Any]) -> Path:
-    """Write a whole file or none."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".pth.partial")
-    torch.save(content, partial)
-    return partial.replace(file)
+def _write(file: Path, content: dict[str, Any], certificate: Certificate) -> None:
+    with whole(file) as partial:
+        torch.save(content, partial)
+    file.with_name("certificate.json").write_text(json.dumps(certificate.to_dict(), indent=2) + "\n")
+    file.with_name("certificate.txt").write_text(f"{certificate}\n")

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +19,35 @@ from detectron2.config import CfgNode
 from detectron2.evaluation.evaluator import inference_context
 from torch import Tensor, nn
 
-from ode_detect.ode import FixedStep, SolveError, estimate_statistics
-from ode_detect.ode.dial import batch_norms, changed_solver, flow_names, flows_of, set_solvers, solved_by
+from ode_detect.ode import Adaptive, SolveError, estimate_statistics
+from ode_detect.ode.dial import (
+    StatisticsError,
+    batch_norms,
+    changed_solver,
+    find_flow,
+    flow_names,
+    flows_of,
+    set_solvers,
+    solved_by,
+)
+from ode_detect.ode.diffeq import adaptive_methods, takes_steps
+from ode_detect.ode.names import check_name
 from ode_detect.ode.solvers import TABLEAUS, Solver
+from ode_detect.report.files import whole
 from ode_detect.report.plots import MetricsError, plot_dial
-from ode_detect.report.results import Results, Row, commit, machine
+from ode_detect.report.results import Results, Row
 
-from .config import ConfigError
-from .run import Run, cost, evaluate, load_network, open_run
+from .config import ConfigError, tolerances
+from .provenance import provenance
+from .run import Run, cost, evaluate, holds_run, load_network, open_run, write_records
 from .stream import build_stream
 
 logger = logging.getLogger("ode_detect.engine")
 
 # What was evaluated, in the folder of a dial.
 _KEPT = "evaluations.json"
+# Of a test set, at most so many pictures are timed.
+PICTURES = 20
 
 
 @dataclass(frozen=True)
@@ -50,12 +64,12 @@ class Setting:
     def name(self) -> str:
         """Such as "euler_2" where all flows are solved alike; "euler_1-2-2", "euler_1-rk4_2-euler_2" where not."""
         methods = {solver.method for _, solver in self.solvers}
-        steps = [str(solver.steps) for _, solver in self.solvers if isinstance(solver, FixedStep)]
+        steps = [str(solver.steps) for _, solver in self.solvers if takes_steps(solver)]
         if len(methods) == 1 and len(steps) == len(self.solvers):
             return f"{methods.pop()}_{steps[0] if len(set(steps)) == 1 else '-'.join(steps)}"
         if len({solver for _, solver in self.solvers}) == 1:
             return methods.pop()
-        return "-".join(f"{s.method}_{s.steps}" if isinstance(s, FixedStep) else s.method for _, s in self.solvers)
+        return "-".join(f"{s.method}_{s.steps}" if takes_steps(s) else s.method for _, s in self.solvers)
 
     def with_flows(self, solvers: Mapping[str, Solver]) -> Setting:
         """The setting with other solvers for some flows."""
@@ -84,15 +98,15 @@ class Measured:
 class Dial:
     """One checkpoint on the first test set of its config, at any setting.
 
-    What was evaluated is kept in the folder and not evaluated again, in a later command either, as long as config and
-    weights are the same. Times are never kept: those that are compared are measured side by side.
+    What was evaluated is kept in the folder and not evaluated again, in a later command either, as long as config,
+    weights and commit are the same. Times are never kept: those that are compared are measured side by side.
 
     Args:
         cfg: the config, not frozen.
         command: for the records.
         config_file: for the records.
-        weights: a checkpoint; "" is ``MODEL.WEIGHTS``, or the last one in ``OUTPUT_DIR``.
-        folder: where everything is written.
+        weights: a checkpoint; "" takes what `ode_detect.engine.run.fill` takes.
+        folder: where everything is written; not that of a run.
 
     Attributes:
         folder: where everything is written.
@@ -103,18 +117,27 @@ class Dial:
         measured: all that is known, by the setting's name.
 
     Raises:
-        ConfigError: a network without flows, or a folder with the dial of another config or of other weights.
+        ConfigError: a network without flows or one to be optimised, a folder with a run, or one with the dial of
+            another config, other weights or another commit.
     """
 
     def __init__(self, cfg: CfgNode, *, command: str, config_file: str, weights: str, folder: Path) -> None:
+        _check(cfg, folder)
         self._asked = cfg.clone()
         cfg.DATASETS.TEST = cfg.DATASETS.TEST[:1]
         self.folder = folder
         kept = json.loads((folder / _KEPT).read_text()) if (folder / _KEPT).exists() else {}
         if cfg.SEED < 0 and kept:
             cfg.SEED = kept["seed"]  # that was drawn then
+        # What the folder says of the commands before stays, if this one is refused.
         self.run: Run = open_run(
-            cfg, command=command, config_file=config_file, resume=False, evaluating=True, folder=folder / "sweep"
+            cfg,
+            command=command,
+            config_file=config_file,
+            resume=False,
+            evaluating=True,
+            folder=folder / "sweep",
+            records=False,
         )
         self._asked.SEED = self.run.cfg.SEED
         self.model, self.weights = load_network(self.run, weights)
@@ -130,7 +153,11 @@ class Dial:
         self._own = self._statistics()
         self._estimated: dict[str, dict[str, Tensor]] = {}
         self.measured: dict[str, Measured] = {}
-        self._marks = {"config": _config_mark(self.run.cfg), "weights": _weights_mark(self.model)}
+        self._marks = {
+            "config": _config_mark(self.run.cfg),
+            "weights": _weights_mark(self.model),
+            "commit": provenance(command)["commit"],
+        }
         self._commands = list(dict.fromkeys([*kept.get("commands", []), command]))
         if kept:
             self._take_up(kept)
@@ -141,7 +168,7 @@ class Dial:
         """The full setting, and every method with every number of steps.
 
         Args:
-            steps: numbers of steps; methods that choose their own come once.
+            steps: numbers of steps; methods that choose their own come once, with the tolerances of the config.
             methods: of ours or of torchdiffeq.
             flows: change only these flows; None changes all.
 
@@ -149,15 +176,23 @@ class Dial:
             ConfigError: an impossible request.
         """
         found = {self.full.name: self.full}
-        for method in methods:
-            for count in steps if method in TABLEAUS else [None]:
-                try:
-                    chosen = set_solvers(self.model, steps=count, method=method, flow=flows, dry=True)
-                except ValueError as error:
-                    raise ConfigError(str(error)) from error
-                setting = self.full.with_flows(chosen)
-                found.setdefault(setting.name, setting)
+        try:
+            for method in methods:
+                check_name(method, [*TABLEAUS, *adaptive_methods()], "method")
+                for count in steps if method in TABLEAUS or takes_steps(Adaptive(method)) else [None]:
+                    chosen = set_solvers(
+                        self.model, steps=count, method=method, flow=flows, **tolerances(self.run.cfg), dry=True
+                    )
+                    setting = self.full.with_flows(chosen)
+                    found.setdefault(setting.name, setting)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         return list(found.values())
+
+    def paths(self, flows: Sequence[str] | None) -> list[str]:
+        """The paths of flows by their names, each once; of all flows for None."""
+        named = self.flows if flows is None else [find_flow(self.flows, name) for name in flows]
+        return list(dict.fromkeys(named))
 
     def evaluate(self, setting: Setting) -> Measured:
         """Quality and cost at a setting; what is in the folder is taken from there."""
@@ -188,17 +223,17 @@ class Dial:
         value = self.measured[name].metrics.get(self.metric)
         return value if value is None or self.better == "max" else -value
 
-    def times(self, names: Sequence[str], *, pictures: int = 20) -> dict[str, float]:
+    def times(self, names: Sequence[str]) -> dict[str, float]:
         """Milliseconds for one picture: the median over pictures of the faster of two calls.
 
         The settings take turns on each picture, so that a machine that slows down slows all of them.
 
         Args:
             names: of measured settings.
-            pictures: how many of the test set, at most.
         """
         loader = self.run.task.test_loader(self.run.cfg, self.run.cfg.DATASETS.TEST[0])
-        batches = list(itertools.islice(loader, pictures))
+        batches = list(itertools.islice(loader, PICTURES))
+        logger.info("timing %d settings on %d pictures", len(names), sum(map(len, batches)))
         taken: dict[str, list[float]] = {name: [] for name in names}
         with torch.no_grad(), inference_context(self.model):
             for name in names:
@@ -246,7 +281,7 @@ class Dial:
         if setting.name in self._estimated:
             weights = str(self.folder / f"{setting.name}.pth")
             with self.at(setting):
-                _save({"model": self.model.state_dict()}, Path(weights))
+                _save({"model": self.model.state_dict()}, weights)
         cfg = self._asked.clone()
         cfg.MODEL.WEIGHTS = weights
         names = flow_names(self.flows)
@@ -264,15 +299,13 @@ class Dial:
         Args:
             times: milliseconds by the name of the setting; settings without a time or without metrics are left out.
         """
+        self._write()
         cfg, task = self.run.cfg, self.run.task
         known = [m for m in self.measured.values() if m.metrics and m.setting.name in times]
         results = Results(
             what=f"The dial of {Path(self.run.config_file).stem}: {task.name}, {cfg.DATASETS.TEST[0]}",
-            command="\n".join(self._commands),
-            commit=commit(),
-            date=datetime.now(timezone.utc).date().isoformat(),
-            machine=machine(),
-            protocol=self._protocol(),
+            **{**provenance("\n".join(self._commands)), "commit": self._marks["commit"]},
+            protocol=self._protocol([m.setting for m in known]),
             rows=tuple(
                 Row(
                     name=m.setting.name,
@@ -292,18 +325,28 @@ class Dial:
             logger.warning("not drawn: %s", error)
         return results
 
-    def _protocol(self) -> str:
+    def picked(self, count: int) -> str:
+        """What a choice among so many measured settings is worth."""
+        return f"on {self.run.cfg.DATASETS.TEST[0]} itself among {count} settings: not an independent estimate"
+
+    def _protocol(self, shown: Sequence[Setting]) -> str:
         cfg = self.run.cfg
         parts = [f"tested on {cfg.DATASETS.TEST[0]}, weights of {self.weights}", self.run.task.protocol]
         parts.append(f"full steps: {self.full.name}")
         if self.statistics_batches:
             batches = f"{self.statistics_batches} training batches of {cfg.SOLVER.IMS_PER_BATCH}"
-            parts.append(f"BatchNorm statistics of all other settings estimated from {batches}")
+            parts.append("BatchNorm statistics of the full steps: the running averages in the checkpoint")
+            parts.append(f"those of all other settings estimated from {batches}")
+            # A setting that is here was solved, so what has no statistics of its own could not be estimated.
+            fell_back = [s.name for s in shown if s != self.full and s.name not in self._estimated]
+            if fell_back:
+                parts[-1] += f", but for {', '.join(fell_back)}: not finite, so those of the full steps"
         parts.append("multiply-adds and evaluations of one test picture")
         parts.append(
-            "latency: median over up to 20 test pictures of the faster of two calls, the settings in turn on each, "
-            f"{torch.get_num_threads()} threads"
+            f"latency: median over up to {PICTURES} test pictures of the faster of two calls, the settings in turn on "
+            f"each, {torch.get_num_threads()} threads"
         )
+        parts.append(f"a setting picked by these rows is picked {self.picked(len(shown))}")
         return "; ".join(parts)
 
     def _estimate(self, setting: Setting) -> None:
@@ -319,7 +362,7 @@ class Dial:
             with solved_by(self.model, dict(setting.solvers)):
                 estimate_statistics(self.model, itertools.islice(stream, self.statistics_batches))
                 self._estimated[setting.name] = self._statistics()
-        except ValueError as error:
+        except StatisticsError as error:
             logger.warning("%s keeps the statistics of the full steps: %s", setting.name, error)
         finally:
             self.model.load_state_dict(self._own, strict=False)
@@ -333,13 +376,13 @@ class Dial:
         if changed:
             raise ConfigError(
                 f"{self.folder} holds the dial of another {' and of another '.join(changed)}, whose numbers would be "
-                "mixed with these. Give another --output."
+                "mixed with these. Give another --output, or delete that folder."
             )
         for name, entry in kept["settings"].items():
-            solvers = {
-                path: changed_solver(solver, method=entry["solvers"][path][0], steps=entry["solvers"][path][1])
-                for path, solver in self.full.solvers
-            }
+            solvers = {}
+            for path, solver in self.full.solvers:
+                method, steps = entry["solvers"][path]
+                solvers[path] = changed_solver(solver, method=method, steps=steps, **tolerances(self.run.cfg))
             self.measured[name] = Measured(self.full.with_flows(solvers), entry["metrics"], entry["cost"])
         if (self.folder / "statistics.pth").exists():
             self._estimated = torch.load(self.folder / "statistics.pth", weights_only=True)
@@ -347,20 +390,33 @@ class Dial:
 
     def _write(self) -> None:
         """Statistics first: an evaluation that is known has its own."""
+        write_records(self.run)
         if self._estimated:
             _save(self._estimated, self.folder / "statistics.pth")
         kept: dict[str, Any] = {"marks": self._marks, "seed": self.run.cfg.SEED, "commands": self._commands}
         kept["settings"] = {}
         for name, m in self.measured.items():
-            solvers = {p: [s.method, s.steps if isinstance(s, FixedStep) else None] for p, s in m.setting.solvers}
+            solvers = {p: [s.method, s.steps if takes_steps(s) else None] for p, s in m.setting.solvers}
             kept["settings"][name] = {"solvers": solvers, "metrics": m.metrics, "cost": m.cost}
-        partial = self.folder / f"{_KEPT}.partial"
-        partial.write_text(json.dumps(kept, indent=1) + "\n")
-        partial.replace(self.folder / _KEPT)
+        with whole(self.folder / _KEPT) as partial:
+            partial.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+def _check(cfg: CfgNode, folder: Path) -> None:
+    if holds_run(folder):
+        raise ConfigError(
+            f"{folder} holds a run, whose config.yaml a dial would overwrite; give another --output, such as "
+            f"{folder / 'dial'}."
+        )
+    if cfg.MODEL.OPTIMIZE_FOR_INFERENCE:
+        raise ConfigError(
+            "a dial measures the network as it was trained, and MODEL.OPTIMIZE_FOR_INFERENCE asks for an optimised "
+            "copy; set it to False here, and to True where the chosen config.yaml is used."
+        )
 
 
 def _entry(name: str, solver: Solver) -> dict[str, Any]:
-    steps = {"STEPS": solver.steps} if isinstance(solver, FixedStep) else {}
+    steps = {"STEPS": solver.steps} if takes_steps(solver) else {}
     return {"FLOW": name, "METHOD": solver.method, **steps}
 
 
@@ -380,10 +436,9 @@ def _weights_mark(model: nn.Module) -> str:
     return mark.hexdigest()
 
 
-def _save(value: Any, path: Path) -> None:
-    partial = path.with_suffix(".pth.partial")
-    torch.save(value, partial)
-    partial.replace(path)
+def _save(value: Any, path: str | Path) -> None:
+    with whole(path) as partial:
+        torch.save(value, partial)
 
 
 def _now() -> float:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
-from detectron2.config import CfgNode
 from detectron2.modeling import GeneralizedRCNN
 from torch import Tensor, nn
 
 from ode_detect.ode.export import Exported, ExportError, export_model
 
-from .checkpoint import Checkpointer, CheckpointError
 from .config import ConfigError
+from .run import Run, fill
 from .trainer import build_network
 
 _SUFFIX = {"onnx": ".onnx", "torch": ".pt2"}
@@ -39,43 +36,34 @@ class PictureBackbone(nn.Module):
         return self.backbone((image - self.mean) / self.std)
 
 
-def export_backbone(
-    cfg: CfgNode, *, weights: str, folder: Path, size: tuple[int, int], format: str, dynamic_batch: bool = True
-) -> Exported:
-    """Build the detector of a config, fill it, and write its backbone as ``backbone.onnx`` or ``backbone.pt2``.
+def export_backbone(run: Run, *, weights: str, size: tuple[int, int], format: str) -> Exported:
+    """Build the detector of a run, fill it, and write its backbone as ``backbone.onnx`` or ``backbone.pt2``.
+
+    The graph takes any number of pictures.
 
     Args:
-        cfg: the config.
-        weights: a checkpoint; "" is ``MODEL.WEIGHTS``, or the last one in ``OUTPUT_DIR``.
-        folder: where the file goes.
+        run: config, and the folder that the file goes to.
+        weights: a checkpoint; "" takes what `ode_detect.engine.run.fill` takes.
         size: height and width of the pictures.
         format: "onnx" or "torch".
-        dynamic_batch: whether the graph takes any number of pictures.
 
     Raises:
         ConfigError: the config is not that of a detector, the size does not fit, or the network cannot be exported.
         CheckpointError: there are no weights, or they do not fill the network.
     """
-    model = build_network(cfg)
+    model = build_network(run.cfg)
     if not isinstance(model, GeneralizedRCNN):
         raise ConfigError(
             f"the backbone of a GeneralizedRCNN can be exported, and MODEL.META_ARCHITECTURE is "
-            f"{cfg.MODEL.META_ARCHITECTURE}; export other networks in Python, by ode_detect.ode.export_model."
+            f"{run.cfg.MODEL.META_ARCHITECTURE}; export other networks in Python, by ode_detect.ode.export_model."
         )
     divisor = max(model.backbone.size_divisibility, 1)
     if any(side < 1 or side % divisor for side in size):
         raise ConfigError(f"height and width of a picture must be multiples of {divisor}, not {size[0]} x {size[1]}.")
-    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS)
-    file = weights or checkpointer.get_checkpoint_file() or cfg.MODEL.WEIGHTS
-    if not file:
-        raise CheckpointError(
-            f"there is nothing to export: MODEL.WEIGHTS is empty and {cfg.OUTPUT_DIR} holds no checkpoint. "
-            "Give --weights path/to/model.pth."
-        )
-    checkpointer.load_weights(file, whole=True)
+    fill(run, model, weights)
     image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)) * 255
-    path = folder / f"backbone{_SUFFIX.get(format, '')}"
+    path = run.folder / f"backbone{_SUFFIX.get(format, '')}"
     try:
-        return export_model(PictureBackbone(model.to("cpu")), image, path, format=format, dynamic_batch=dynamic_batch)
+        return export_model(PictureBackbone(model.to("cpu")), image, path, format=format)
     except ExportError as error:
         raise ConfigError(str(error)) from error

@@ -8,6 +8,9 @@ import sys
 import warnings
 from collections.abc import Callable
 
+# The order in which `ode_detect.engine.run.fill` looks for weights.
+WEIGHTS_HELP = "a checkpoint; otherwise MODEL.WEIGHTS if overridden, else the run in OUTPUT_DIR, else MODEL.WEIGHTS"
+
 
 def run_tool(main: Callable[[list[str]], None], arguments: list[str]) -> int:
     """Run a tool.
@@ -17,7 +20,8 @@ def run_tool(main: Callable[[list[str]], None], arguments: list[str]) -> int:
         arguments: its command line.
 
     Returns:
-        Exit code: 0 done, 2 a mistake that the message explains, 130 stopped by the user.
+        Exit code: 0 done, 2 a mistake that the message explains, 130 stopped by the user; a tool that can go on says so
+        in the `KeyboardInterrupt` that it raises.
     """
     # Detectron2 and fvcore use what torch will drop one day; a user can do nothing about it.
     warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
@@ -26,14 +30,16 @@ def run_tool(main: Callable[[list[str]], None], arguments: list[str]) -> int:
     from ode_detect.detection.data import DatasetError
     from ode_detect.ode import ConversionError, SolveError
     from ode_detect.ode.names import UnknownNameError
+    from ode_detect.report.plots import MetricsError
+    from ode_detect.report.results import ResultsError
 
     from .checkpoint import CheckpointError
     from .config import ConfigError
-    from .trainer import Interrupted
 
+    mistakes = (ConfigError, CheckpointError, ConversionError, DatasetError, SolveError, UnknownNameError)
     try:
         main(arguments)
-    except (ConfigError, CheckpointError, ConversionError, DatasetError, SolveError, UnknownNameError) as error:
+    except (*mistakes, MetricsError, ResultsError) as error:
         # An error from a process that loads pictures brings its traceback in its text.
         return _fail(re.split(r"\n[\w.]*Error: ", str(error))[-1])
     except OSError as error:
@@ -43,11 +49,8 @@ def run_tool(main: Callable[[list[str]], None], arguments: list[str]) -> int:
             f"{error}\nA resumed run would come to the same end. Begin anew in another OUTPUT_DIR, with a lower "
             "SOLVER.BASE_LR or with SOLVER.CLIP_GRADIENTS.ENABLED True; MODEL.WEIGHTS may name the last checkpoint."
         )
-    except Interrupted as stop:
-        print(f"{stop} Go on with the same command and --resume.", file=sys.stderr)
-        return 130
-    except KeyboardInterrupt:
-        print("stopped at once; --resume goes on from the last checkpoint.", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(str(stop) or "stopped.", file=sys.stderr)
         return 130
     return 0
 

@@ -9,7 +9,6 @@ import logging
 import os
 import secrets
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,15 +20,15 @@ from detectron2.evaluation.evaluator import inference_context
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from ode_detect.detection.optimize import optimize_detector
 from ode_detect.ode import ODEBlock, record_solves
 from ode_detect.ode.record import MultiplyAdds
 from ode_detect.report.pictures import PictureError
 from ode_detect.report.plots import MetricsError, plot_losses, plot_metric, read_metrics
-from ode_detect.report.results import Results, Row, commit, machine
+from ode_detect.report.results import Results, Row
 
 from .checkpoint import Checkpointer, CheckpointError
 from .config import ConfigError, load_config
+from .provenance import provenance
 from .stream import seed_everything
 from .task import Task, get_task
 from .trainer import Trainer, build_network
@@ -64,6 +63,7 @@ def open_run(
     resume: bool,
     evaluating: bool = False,
     folder: Path | None = None,
+    records: bool = True,
 ) -> Run:
     """Prepare the run folder: log, resolved config, environment, seeds.
 
@@ -74,6 +74,7 @@ def open_run(
         resume: go on in a folder that holds a run.
         evaluating: only evaluate; what is there stays as it is.
         folder: of the run; None is ``OUTPUT_DIR``, or ``evaluation`` in it.
+        records: write config and environment; if not, `write_records` does it later.
 
     Raises:
         ConfigError: the folder holds another run, or training cannot work as configured.
@@ -83,8 +84,8 @@ def open_run(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("training in several processes is not there yet; start one process, without torchrun.")
     folder = folder or Path(cfg.OUTPUT_DIR) / ("evaluation" if evaluating else "")
-    holds_run = (folder / "last_checkpoint").exists() or (folder / "metrics.json").exists()
-    if holds_run and not (resume or evaluating):
+    begun = holds_run(folder)
+    if begun and not (resume or evaluating):
         raise ConfigError(
             f"{folder} already holds a run, which would be overwritten. Go on with it by --resume, or choose another "
             "folder by OUTPUT_DIR."
@@ -100,14 +101,25 @@ def open_run(
     cfg.freeze()
     seed_everything(cfg.SEED)
     folder.mkdir(parents=True, exist_ok=True)
+    run = Run(cfg, task, folder, command, config_file)
     # A resumed run keeps the words it began with: its results are theirs.
-    if not (resume and holds_run):
-        (folder / "config.yaml").write_text(cfg.dump())
-        (folder / "environment.json").write_text(json.dumps(environment(command), indent=2) + "\n")
+    if records and not (resume and begun):
+        write_records(run)
     _log_into(folder)
     for change in changes:
         logger.warning("the run began with another value of %s", change)
-    return Run(cfg, task, folder, command, config_file)
+    return run
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a training was begun in a folder."""
+    return (folder / "last_checkpoint").exists() or (folder / "metrics.json").exists()
+
+
+def write_records(run: Run) -> None:
+    """Write the resolved config, and how and where the run is made, into its folder."""
+    (run.folder / "config.yaml").write_text(run.cfg.dump())
+    (run.folder / "environment.json").write_text(json.dumps(environment(run.command), indent=2) + "\n")
 
 
 def train(run: Run, *, resume: bool) -> Results:
@@ -150,27 +162,38 @@ def for_inference(run: Run, model: nn.Module) -> nn.Module:
         return model
     batch = next(iter(run.task.test_loader(run.cfg, run.cfg.DATASETS.TEST[0])))
     try:
-        fast, optimization = optimize_detector(model, batch)
+        fast, done = run.task.optimize(model, batch)
     except ValueError as error:
         raise ConfigError(f"MODEL.OPTIMIZE_FOR_INFERENCE: {error}") from error
-    logger.info("optimised for inference: %s", optimization)
+    logger.info("optimised for inference: %s", done)
     return fast
 
 
 def load_network(run: Run, weights: str = "") -> tuple[nn.Module, str]:
-    """Build the network of a config and fill it.
-
-    Args:
-        run: an open run.
-        weights: a checkpoint; "" is ``MODEL.WEIGHTS``, or the last one in the run folder.
+    """Build the network of a config and `fill` it.
 
     Returns:
         The network, and the file it was filled from.
+    """
+    model = build_network(run.cfg)
+    return model, fill(run, model, weights)
+
+
+def fill(run: Run, model: nn.Module, weights: str = "") -> str:
+    """Load the weights of a network.
+
+    Args:
+        run: an open run.
+        model: the network of its config.
+        weights: a checkpoint; "" is ``MODEL.WEIGHTS`` where it differs from the config file's, else the last one in
+            ``OUTPUT_DIR``, else ``MODEL.WEIGHTS``.
+
+    Returns:
+        The file.
 
     Raises:
         CheckpointError: there are no weights, or they do not fill the network.
     """
-    model = build_network(run.cfg)
     checkpointer = Checkpointer(model, run.cfg.OUTPUT_DIR, allow_partial=run.cfg.MODEL.ALLOW_PARTIAL_WEIGHTS)
     # The weights that the config starts a training with are not those of the run that it made.
     started_with = load_config(run.config_file).MODEL.WEIGHTS
@@ -179,11 +202,11 @@ def load_network(run: Run, weights: str = "") -> tuple[nn.Module, str]:
         weights = trained if trained and run.cfg.MODEL.WEIGHTS in ("", started_with) else run.cfg.MODEL.WEIGHTS
     if not weights:
         raise CheckpointError(
-            f"there is nothing to evaluate: MODEL.WEIGHTS is empty and {run.cfg.OUTPUT_DIR} holds no checkpoint. "
+            f"there are no weights: MODEL.WEIGHTS is empty and {run.cfg.OUTPUT_DIR} holds no checkpoint. "
             "Give MODEL.WEIGHTS path/to/model.pth."
         )
     checkpointer.load_weights(weights, whole=True)
-    return model, weights
+    return weights
 
 
 def evaluate(run: Run, model: nn.Module) -> dict[str, Any]:
@@ -232,10 +255,7 @@ def report(run: Run, model: nn.Module, nested: dict[str, Any], *, minutes: float
     begun = json.loads((run.folder / "environment.json").read_text())
     results = Results(
         what=f"{run.task.name}, {', '.join(run.cfg.DATASETS.TEST)}",
-        command=begun["command"],
-        commit=begun["commit"],
-        date=datetime.now(timezone.utc).date().isoformat(),
-        machine=machine(),
+        **{**provenance(begun["command"]), "commit": begun["commit"]},
         protocol=_protocol(run, trained=minutes is not None),
         rows=tuple(rows),
     )
@@ -290,14 +310,7 @@ def environment(command: str) -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = "not installed as a package"
-    return {
-        "command": command,
-        "commit": commit(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "threads": torch.get_num_threads(),
-        "packages": versions,
-    }
+    return {**provenance(command), "packages": versions}
 
 
 def _log_into(folder: Path) -> None:

@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.utils.events import EventStorage
+from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 
 from ode_detect.ode.dial import flows_of, set_solvers, solver_override, statistics_kept
+
+from .calls import Call, calls_seen
+from .config import tolerances
 
 Features = dict[str, Tensor]
 
@@ -47,17 +50,16 @@ class SecondPass:
         self._model, self._backbone = model, backbone
         self._weight, self._task_weight = dial.WEIGHT, dial.TASK_WEIGHT
         self._steps, self._methods = list(dial.STEPS), list(dial.METHODS)
-        self._flows = list(flows_of(model))
-        self._calls: list[tuple[tuple[Any, ...], Features]] = []
+        self._flows, self._tolerances = list(flows_of(model)), tolerances(cfg)
+        self._calls: list[Call] = []
         for steps in self._steps:
             for method in self._methods or [None]:
-                set_solvers(model, steps=steps, method=method, dry=True)
+                set_solvers(model, steps=steps, method=method, **self._tolerances, dry=True)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Remember what the backbone is given and what it gives, while the first pass runs."""
-        self._calls = []
-        with self._seeing(self._calls):
+        with calls_seen(self._backbone) as self._calls:
             yield
 
     def run(self, data: Any, backward: Callable[[Tensor], None], autocast: Callable[[], Any]) -> dict[str, Tensor]:
@@ -75,18 +77,20 @@ class SecondPass:
         """
         steps, methods = self._draw()
         first, self._calls = self._calls, []
-        with solver_override(self._model, steps=steps, method=methods), statistics_kept(self._model):
+        drawn = solver_override(self._model, steps=steps, method=methods, **self._tolerances)
+        with drawn, statistics_kept(self._model):
             with autocast():
                 losses = self._losses(first, data)
             backward(torch.stack(list(losses.values())).sum())
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def _losses(self, first: list[tuple[tuple[Any, ...], Features]], data: Any) -> dict[str, Tensor]:
-        second: list[tuple[tuple[Any, ...], Features]] = []
+    def _losses(self, first: list[Call], data: Any) -> dict[str, Tensor]:
+        second: list[Call] = []
         losses = {}
         if self._task_weight:
-            # A storage of its own: the counts that heads log belong to the first pass.
-            with self._seeing(second), EventStorage():
+            # A storage of its own: the counts that heads log belong to the first pass. In the same iteration, since
+            # a model draws its predictions in each one that VIS_PERIOD divides.
+            with calls_seen(self._backbone) as second, EventStorage(get_event_storage().iter):
                 losses["loss_dial_task"] = self._task_weight * sum(self._model(data).values())
         elif self._weight:
             second = [(inputs, self._backbone(*inputs)) for inputs, _ in first]
@@ -99,16 +103,21 @@ class SecondPass:
         steps = {flow: self._steps[_index(len(self._steps))] for flow in self._flows}
         return steps, {flow: self._methods[_index(len(self._methods))] for flow in self._flows if self._methods}
 
-    @contextmanager
-    def _seeing(self, calls: list[tuple[tuple[Any, ...], Features]]) -> Iterator[None]:
-        def see(module: nn.Module, inputs: tuple[Any, ...], output: Features) -> None:
-            calls.append((inputs, output))
 
-        handle = self._backbone.register_forward_hook(see)
-        try:
-            yield
-        finally:
-            handle.remove()
+def make_second_pass(cfg: CfgNode, model: nn.Module) -> SecondPass | None:
+    """The second pass that ``SOLVER.DIAL`` asks for; None if it asks for none, or for a twin or an ablation.
+
+    Raises:
+        ValueError: methods without steps, and as `SecondPass`.
+    """
+    dial = cfg.SOLVER.DIAL
+    if dial.METHODS and not dial.STEPS:
+        raise ValueError(
+            f"SOLVER.DIAL.METHODS {dial.METHODS} are drawn together with steps, and SOLVER.DIAL.STEPS is empty, which "
+            "trains without a second pass; set STEPS, such as [1, 2, 4], or METHODS []."
+        )
+    # What an ODE network is compared with is trained by the same config, and has no steps.
+    return SecondPass(cfg, model) if dial.STEPS and cfg.MODEL.ODE.ROLE == "ode" else None
 
 
 def distance(features: Features, target: Features) -> Tensor:

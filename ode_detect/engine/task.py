@@ -13,6 +13,7 @@ from torch import nn
 
 import ode_detect.backbones  # noqa: F401  registers the backbones
 from ode_detect.detection import data, evaluation, pictures
+from ode_detect.detection.optimize import optimize_detector
 from ode_detect.ode.names import check_name
 from ode_detect.report.pictures import Picture, detection_sheet
 
@@ -37,6 +38,7 @@ class Task:
         evaluator: Detectron2 evaluator of a data set, writing into a folder.
         metrics: the evaluator's results -> metrics as fractions.
         draw: draws predictions for a data set into a file.
+        optimize: a trained model and a batch -> a copy that is faster, and what was done; ValueError if it cannot.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Task:
     evaluator: Callable[[CfgNode, str, str], DatasetEvaluator]
     metrics: Callable[[dict[str, Any]], dict[str, float]]
     draw: Callable[[CfgNode, nn.Module, str, Path], None]
+    optimize: Callable[[nn.Module, list[Example]], tuple[nn.Module, object]]
 
 
 def _draw_detections(cfg: CfgNode, model: nn.Module, name: str, path: Path) -> None:
@@ -75,6 +78,7 @@ TASKS = {
         evaluator=evaluation.build_evaluator,
         metrics=evaluation.metrics,
         draw=_draw_detections,
+        optimize=optimize_detector,
     )
 }
 

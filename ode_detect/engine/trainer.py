@@ -29,9 +29,9 @@ from ode_detect.ode import SolveRecord, record_solves
 from ode_detect.ode.dial import set_solvers
 
 from .checkpoint import Checkpointer, CheckpointError
-from .config import ConfigError, flow_settings
+from .config import ConfigError, flow_settings, tolerances
 from .optimizer import build_optimizer
-from .second_pass import SecondPass
+from .second_pass import make_second_pass
 from .stream import build_stream, random_state, random_state_kept, set_random_state
 from .task import Task
 
@@ -60,7 +60,7 @@ class Trainer(SimpleTrainer):
         with config_errors():
             optimizer = build_optimizer(cfg, model)
             self.scheduler = build_lr_scheduler(cfg, optimizer)
-            self._second = SecondPass(cfg, model) if cfg.SOLVER.DIAL.STEPS else None
+            self._second = make_second_pass(cfg, model)
         self._cfg, self._task = cfg, task
         super().__init__(model, _no_data(), optimizer)
         self._scaler = torch.amp.GradScaler("cuda", enabled=cfg.SOLVER.AMP.ENABLED and on_gpu(cfg))
@@ -241,7 +241,8 @@ class StopOnSignal(HookBase):
         elif self._asked:
             self._checkpointer.save(f"model_{self.trainer.iter:07d}")
             raise Interrupted(
-                f"stopped after iteration {self.trainer.iter + 1} of {self.trainer.max_iter}; all is saved."
+                f"stopped after iteration {self.trainer.iter + 1} of {self.trainer.max_iter}; all is saved. "
+                "Go on with the same command and --resume."
             )
 
     def after_train(self) -> None:
@@ -322,7 +323,7 @@ def build_network(cfg: CfgNode) -> nn.Module:
     with config_errors():
         model = build_model(cfg)
         if cfg.MODEL.ODE.FLOWS and cfg.MODEL.ODE.ROLE == "ode":
-            set_solvers(model, steps=steps, method=methods)
+            set_solvers(model, steps=steps, method=methods, **tolerances(cfg))
         return model
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from .errors import NonFiniteStateError
 from .gradients import (
@@ -27,6 +26,7 @@ from .gradients import (
 )
 from .memory import KeptBytes, MemoryReport, is_watched, plan
 from .pieces import duration_of
+from .randomness import random_layers
 from .recompute import trained
 from .record import Observer, Tally
 from .solvers import FixedStep, Solver
@@ -53,7 +53,7 @@ class ODEBlock(nn.Module):
         memory_budget: with gradient="auto": bytes that this flow may hold for its backward pass.
         duration: the end of time, > 0; None takes the field's own (its number of pieces; 1 for constant weights).
         name: what error messages call this block.
-        allow_stateful_field: accept a field with batch statistics or dropout.
+        allow_stateful_field: accept a field with batch statistics, dropout, or other layers that draw at random.
         check_finite: whether to look for NaN and infinity in the result. None looks on the CPU and not on a GPU, where
             it would wait for the device.
 
@@ -126,8 +126,8 @@ class ODEBlock(nn.Module):
         return f"solver={self.solver}, gradient={self.gradient}, duration={self.duration:g}"
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy belongs to nobody who is recording the original.
-        return {**self.__dict__, "observers": {}}
+        # A copy belongs to nobody who is recording the original, and has a field of its own to plan for.
+        return {**self.__dict__, "observers": {}, "_plans": {}}
 
     def _solve(self, h: Tensor, tally: Tally | None) -> Tensor:
         if isinstance(self.gradient, Auto):
@@ -160,7 +160,7 @@ class ODEBlock(nn.Module):
         device = h.device.type
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         asked = (h.requires_grad, len(trained(self.field)), self.training)
-        kind = (h.shape, h.dtype, h.device, precision, self.solver, self.duration, budget, asked)
+        kind = (id(self.field), h.shape, h.dtype, h.device, precision, self.solver, self.duration, budget, asked)
         report = self._plans.get(kind)
         if report is None:
             report = plan(self.field, h, solver=self.solver, duration=self.duration, budget=budget)
@@ -202,6 +202,20 @@ class ODEBlock(nn.Module):
         return NonFiniteStateError(block=self.name, time=time, step=where, evaluations=increments * stages)
 
 
+def flows_of(model: nn.Module) -> dict[str, ODEBlock]:
+    """The flows of a model by their path in it, in the order of the model.
+
+    Raises:
+        ValueError: there is none.
+    """
+    flows = {name or "ODEBlock": m for name, m in model.named_modules() if isinstance(m, ODEBlock)}
+    if not flows:
+        raise ValueError(
+            f"a model with flows is needed, and this {type(model).__name__} has no ODEBlock; make stages of it flows."
+        )
+    return flows
+
+
 def _in_layout_of(h: Tensor, out: Tensor) -> Tensor:
     channels_last = h.dim() == 4 and h.is_contiguous(memory_format=torch.channels_last) and not h.is_contiguous()
     return out.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
@@ -209,15 +223,18 @@ def _in_layout_of(h: Tensor, out: Tensor) -> Tensor:
 
 def _check_stateless(field: nn.Module) -> None:
     for name, module in field.named_modules():
-        where = f"{type(module).__name__} at {name!r}" if name else type(module).__name__
         if isinstance(module, _BatchNorm):
             raise ValueError(
-                f"a vector field must not depend on batch statistics, and {where} does: they differ at each time and "
-                "with the other pictures of the batch. Use norm='GN' (or 'FrozenBN' with pretrained weights), or pass "
-                "allow_stateful_field=True."
+                f"a vector field must not depend on batch statistics, and {_where(name, module)} does: they differ at "
+                "each time and with the other pictures of the batch. Use norm='GN' (or 'FrozenBN' with pretrained "
+                "weights), or pass allow_stateful_field=True."
             )
-        if isinstance(module, _DropoutNd) and module.p > 0:
-            raise ValueError(
-                f"a vector field must be a function, and {where} draws a new mask at each evaluation. Put dropout "
-                "outside the flow, or pass allow_stateful_field=True."
-            )
+    for name, module, _ in random_layers(field):
+        raise ValueError(
+            f"a vector field must be a function, and {_where(name, module)} draws a new mask at each evaluation. Put "
+            "dropout outside the flow, or pass allow_stateful_field=True."
+        )
+
+
+def _where(name: str, module: nn.Module) -> str:
+    return f"{type(module).__name__} at {name!r}" if name else type(module).__name__

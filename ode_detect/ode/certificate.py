@@ -8,10 +8,13 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .tables import table
 
 _SEED = 0
 
@@ -117,17 +120,18 @@ class Certificate:
             ("gradients", self.differences.gradients),
             ("buffers after a training step", self.differences.buffers),
         ]
-        measured = [("largest absolute difference", ""), *((name, str(float(f"{d:.3g}"))) for name, d in differences)]
+        measured = ("largest absolute difference", ""), [(name, str(float(f"{d:.3g}"))) for name, d in differences]
         lines = [
-            _table([head, *rows], right=(2, 4)),
+            table(head, rows, left=(0, 1, 3)),
             "",
             f"parameters: {self.parameters_before:,} before, {self.parameters_after:,} after",
             "",
-            _table(measured),
+            table(*measured, left=(0, 1)),
             f"measured on {self.measured_on}",
         ]
         if self.kept:
-            lines += ["", _table([("kept as it is", "class", "because"), *map(dataclasses.astuple, self.kept)])]
+            kept = [(block.name, block.kind, block.reason) for block in self.kept]
+            lines += ["", table(("kept as it is", "class", "because"), kept, left=range(3))]
         return "\n".join(lines)
 
 
@@ -158,7 +162,8 @@ class Observation:
 
     Attributes:
         training: which mode.
-        outputs: the tensors of the output, then the outputs of the watched modules.
+        outputs: the tensors of the output.
+        states: the outputs of each watched module, by its name, in the order of its calls.
         gradients: by parameter, and of the example if it is a tensor; empty in evaluation mode.
         buffers: by name, after the call.
 
@@ -172,10 +177,10 @@ class Observation:
         model.zero_grad(set_to_none=True)
         if isinstance(example, Tensor) and example.is_floating_point():
             example.requires_grad_(training)
-        states: list[Tensor] = []
-        for name in watched:
+        self.states: dict[str, list[Tensor]] = {name: [] for name in watched}
+        for name, seen in self.states.items():
             # A copy: what comes after may work in place.
-            model.get_submodule(name).register_forward_hook(lambda m, x, out: states.append(out.detach().clone()))
+            model.get_submodule(name).register_forward_hook(partial(_note, seen))
         devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
         with torch.random.fork_rng(devices=devices), torch.set_grad_enabled(training):
             torch.manual_seed(_SEED)
@@ -183,7 +188,7 @@ class Observation:
             if training:
                 _loss(outputs).backward()
         self.training = training
-        self.outputs = [out.detach() for out in outputs] + states
+        self.outputs = [out.detach() for out in outputs]
         self.gradients = {name: p.grad for name, p in model.named_parameters()}
         if isinstance(example, Tensor):
             self.gradients["(input)"] = example.grad
@@ -198,7 +203,7 @@ def compare(original: Observation, converted: Observation, pairing: Pairing) -> 
         converted: of the other in the same mode, with ``pairing.states.keys()`` watched.
         pairing: what stands for what.
     """
-    outputs = _largest(original.outputs, converted.outputs)
+    outputs = max(_largest(original.outputs, converted.outputs), _between_states(original, converted, pairing))
     if not original.training:
         return Differences(evaluation=outputs)
     return Differences(
@@ -232,6 +237,20 @@ def _loss(outputs: Sequence[Tensor]) -> Tensor:
     return torch.stack([(out * weight).sum() for out, weight in zip(learnt, weights, strict=True)]).sum()
 
 
+def _note(seen: list[Tensor], module: nn.Module, inputs: Any, out: Tensor) -> None:
+    seen.append(out.detach().clone())
+
+
+def _between_states(original: Observation, converted: Observation, pairing: Pairing) -> float:
+    largest = 0.0
+    for after, before in pairing.states.items():
+        a, b = original.states[before], converted.states[after]
+        # A block that stands in several places is called more often than a flow, and the outputs must tell of it.
+        if len(a) == len(b) or not (a and b):
+            largest = max(largest, _largest(a, b))
+    return largest
+
+
 def _by_name(original: dict[str, Tensor | None], converted: dict[str, Tensor | None], pairing: Pairing) -> float:
     renamed = {pairing.tensors.get(name, name): value for name, value in converted.items()}
     names = sorted({*original, *renamed})
@@ -258,13 +277,3 @@ def _difference(a: Tensor | None, b: Tensor | None) -> float:
 
 def _span(blocks: Sequence[str]) -> str:
     return blocks[0] if len(blocks) == 1 else f"{blocks[0]} to {blocks[-1].rpartition('.')[2]}"
-
-
-def _table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        lines.append("  ".join(cells))
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(line.rstrip() for line in lines)

@@ -6,9 +6,7 @@ import copy
 import dataclasses
 import math
 import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,13 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .block import ODEBlock
+from .block import ODEBlock, flows_of
+from .diffeq import check_differentiable
 from .errors import SolveError
-from .gradients import Adjoint, Backprop, Checkpoint, Gradient, Reversible
+from .gradients import Adjoint, Backprop, Checkpoint, Gradient, Reversible, check_solvable, scheme_for
 from .memory import KeptBytes
-from .record import record_solves
+from .observation import in_evaluation
+from .randomness import draws_masks
+from .record import now, record_solves
 from .solvers import Solver
-from .validity import TOLERANCE, FlowReport, certify_flow, in_float64, is_limit, ratio, scheme_for, table
+from .tables import table
+from .validity import TOLERANCE, FlowReport, certify_flow, in_float64, ratio
 
 EXACT = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 0.01, torch.bfloat16: 0.1}
 """Largest relative difference from float64 backpropagation of a gradient that is called exact, by its precision: the
@@ -68,6 +70,11 @@ class ModeReport:
     bytes_kept: int | None = None
     time: float | None = None
 
+    @property
+    def broken(self) -> bool:
+        """Whether it does not keep what it promises."""
+        return self.verdict in ("WRONG", "failed")
+
 
 @dataclass(frozen=True)
 class GradientReport:
@@ -78,7 +85,7 @@ class GradientReport:
     @property
     def right(self) -> bool:
         """Whether every mode keeps what it promises."""
-        return all(mode.verdict not in ("WRONG", "failed") for mode in self.modes)
+        return not any(mode.broken for mode in self.modes)
 
     def __str__(self) -> str:
         head = (
@@ -132,9 +139,14 @@ class Report:
         verdicts = {block.flow.verdict for block in self.blocks.values() if block.flow}
         return "Euler-only" if "Euler-only" in verdicts else "flow" if verdicts else "not reached"
 
+    @property
+    def right(self) -> bool:
+        """Whether every mode of every flow that was reached keeps what it promises about its gradient."""
+        return not self._broken()
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: fractions, counts, names; a number that is not finite becomes None."""
-        return {"verdict": self.verdict, **_plain(dataclasses.asdict(self))}
+        return {"verdict": self.verdict, "right": self.right, **_plain(dataclasses.asdict(self))}
 
     def __str__(self) -> str:
         lines = []
@@ -146,7 +158,14 @@ class Report:
                 lines += [f"  {block.flow.solver}", *_indented(block.flow), *_indented(block.gradients), ""]
         for what, change in self.together.items():
             lines += [f"all flows, {what}: the model's output changes by {100 * change:.3g} %"]
-        return "\n".join([*lines, _SUMMARY[self.verdict]])
+        lines += [f"gradients of {name} that are WRONG or failed: {', '.join(m)}" for name, m in self._broken().items()]
+        gradients = f"; its gradients are {'right' if self.right else 'NOT right'}"
+        return "\n".join([*lines, _SUMMARY[self.verdict] + (gradients if self.verdict != "not reached" else "")])
+
+    def _broken(self) -> dict[str, list[str]]:
+        """The modes that do not keep what they promise, by the flow's name."""
+        found = {n: [m.mode for m in b.gradients.modes if m.broken] for n, b in self.blocks.items() if b.gradients}
+        return {name: modes for name, modes in found.items() if modes}
 
 
 _SUMMARY = {
@@ -181,18 +200,15 @@ def certify_model(
         ValueError: the model has no flow.
         SolveError: the model's own solve failed.
     """
-    flows = {name or "ODEBlock": m for name, m in model.named_modules() if isinstance(m, ODEBlock)}
-    if not flows:
-        raise ValueError(
-            f"a certificate is about flows, and this {type(model).__name__} has no ODEBlock; make stages of it flows."
-        )
-    with _as_it_was(model):
+    flows = flows_of(model)
+    devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
+    with in_evaluation(model), torch.random.fork_rng(devices=devices):
         running = _Running(flows, (lambda: run(model, example)) if run else (lambda: model(example)))
         blocks = {name: BlockReport(calls) for name, calls in running.calls.items()}
         for name, state in running.states.items():
             flow = certify_flow(flows[name], state, tolerance=tolerance)
             changes = tuple(
-                dataclasses.replace(c, of_model=None if is_limit(c) else running.change({name: c.solver}))
+                dataclasses.replace(c, of_model=None if c.limit else running.change({name: c.solver}))
                 for c in flow.changes
             )
             blocks[name] = dataclasses.replace(
@@ -278,9 +294,9 @@ class _Trial:
         times: dict[Gradient, list[float]] = {gradient: [] for gradient in gradients}
         for _ in range(repeats):
             for gradient in gradients:
-                began = self._now()
+                began = now(self._state.device)
                 self.gradients(gradient)
-                times[gradient].append(self._now() - began)
+                times[gradient].append(now(self._state.device) - began)
         return {gradient: statistics.median(values) for gradient, values in times.items()}
 
     def _inputs(self) -> list[Tensor]:
@@ -295,24 +311,32 @@ class _Trial:
         found = torch.autograd.grad(out, inputs, self._weights, allow_unused=True)
         return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
 
-    def _now(self) -> float:
-        if self._state.is_cuda:
-            torch.cuda.synchronize(self._state.device)
-        return time.perf_counter()
+    def why_not(self, gradient: Gradient) -> str:
+        """Why the block cannot be differentiated in this way; "" where it can."""
+        solver, name = self._block.solver, self._block.name
+        adjoint = gradient if isinstance(gradient, Adjoint) else None
+        again = isinstance(gradient, Reversible) or (isinstance(gradient, Checkpoint) and gradient.states is not None)
+        try:
+            check_solvable(gradient, solver, name)
+            with torch.enable_grad():
+                check_differentiable(self._block.field, self._inputs()[0], solver, name, adjoint)
+        except ValueError as error:
+            return str(error)
+        return "the field draws at random, and is evaluated again" if again and draws_masks(self._block.field) else ""
 
 
 def _judged(mode: str, gradient: Gradient, precise: _Trial, own: _Trial) -> ModeReport:
+    if reason := own.why_not(gradient):
+        return ModeReport(mode, "does not apply", reason)
     try:
         report = own.cost(mode, gradient)
         reference = precise.reference(gradient)
         finest = _difference(precise.gradients(gradient), reference)
         found = _difference(own.gradients(gradient), reference)
         rounding = _difference(own.reference(gradient), reference)
-    except SolveError as error:
+    except (SolveError, ValueError) as error:
         return ModeReport(mode, "failed", str(error))
-    except ValueError as error:
-        return ModeReport(mode, "does not apply", str(error))
-    right = finest <= precise.tolerance and found <= max(own.tolerance, ROUNDING_FACTOR * rounding)
+    right = finest <= precise.tolerance and found <= max(own.tolerance, ROUNDING_FACTOR * rounding) < math.inf
     verdict, remark = "exact" if right else "WRONG", ""
     if isinstance(gradient, Adjoint):
         verdict, remark = "inexact", "the gradient of another discretisation: it comes nearer with finer steps only"
@@ -322,10 +346,12 @@ def _judged(mode: str, gradient: Gradient, precise: _Trial, own: _Trial) -> Mode
 
 
 def _difference(found: list[Tensor], reference: list[Tensor]) -> float:
-    """The larger of the relative differences of the state's gradient and of the parameters' taken together."""
+    """The larger of the relative differences of the state's gradient and of the parameters'; infinite for NaN."""
     apart = [float((f.double().to(r.device) - r).norm()) for f, r in zip(found, reference, strict=True)]
     whole = [float(r.norm()) for r in reference]
-    return max(ratio(apart[0], whole[0]), ratio(math.hypot(*apart[1:]), math.hypot(*whole[1:])))
+    shares = ratio(apart[0], whole[0]), ratio(math.hypot(*apart[1:]), math.hypot(*whole[1:]))
+    # NaN is no larger than anything, and would get lost in a maximum.
+    return math.inf if any(map(math.isnan, shares)) else max(shares)
 
 
 class _Running:
@@ -350,7 +376,7 @@ class _Running:
         try:
             for name, solver in solvers.items():
                 block = self._flows[name]
-                block.solver, block.gradient = solver, scheme_for(solver, block.gradient)
+                block.solver, block.gradient = solver, scheme_for(block.gradient, solver)
             other = self._leaves()
         except SolveError:
             return math.inf
@@ -378,24 +404,10 @@ def _together(blocks: dict[str, BlockReport], running: _Running) -> dict[str, fl
     solvers: dict[str, dict[str, Solver]] = {}
     for name, block in blocks.items():
         for change in block.flow.changes if block.flow else ():
-            if not is_limit(change):
+            if not change.limit:
                 solvers.setdefault(change.what, {})[name] = change.solver
     changes = {what: running.change(chosen) for what, chosen in solvers.items() if len(chosen) > 1}
     return {what: change for what, change in changes.items() if change is not None}
-
-
-@contextmanager
-def _as_it_was(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; the modes of all modules and the random state come back at the end."""
-    modes = {module: module.training for module in model.modules()}
-    devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
-    model.eval()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def _tensors(output: Any) -> list[Tensor]:

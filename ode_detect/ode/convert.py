@@ -49,8 +49,10 @@ class ConvertedFlow(ODEBlock):
 
     def freeze(self) -> ConvertedFlow:
         """Make the weights constant, as Detectron2's backbones ask of their blocks."""
-        for branch in _branches(self) or []:
+        for branch in [module for module in self.field.modules() if isinstance(module, ResidualBranch)]:
             branch.freeze()
+        # The knots of hat functions, and pieces of other kinds, have no way of their own.
+        self.field.requires_grad_(False)
         return self
 
 
@@ -133,8 +135,9 @@ def replace_runs(
 def to_resnet(ode_model: nn.Module) -> nn.Module:
     """The discrete network whose blocks the flows of `to_ode` hold: the inverse of `to_ode`.
 
-    The names, order and bits of its state dict are the original's, whatever the flows learnt since. The solvers are not
-    looked at: what comes back takes each piece in one full Euler step.
+    The names and the order of its state dict are the original's, and its bits too, but for what the flows learnt since.
+    Where a flow has got another number of pieces of one unit of time each, the layers of its sequence are counted anew
+    from 0. The solvers are not looked at: what comes back takes each piece in one full Euler step.
 
     Args:
         ode_model: a network with flows; it is not changed.
@@ -144,7 +147,7 @@ def to_resnet(ode_model: nn.Module) -> nn.Module:
 
     Raises:
         ConversionError: there is no flow, or one that does not consist of residual blocks which last one unit of time
-            each; its name is in the message.
+            each (as after `split_pieces` or `project_pieces`, which keep the time); its name is in the message.
     """
     model = copy.deepcopy(ode_model)
     if isinstance(model, ODEBlock):
@@ -156,7 +159,7 @@ def to_resnet(ode_model: nn.Module) -> nn.Module:
         if isinstance(parent, nn.Sequential):
             _put_back(parent, path)
             continue
-        for key, child in list(parent.named_children()):
+        for key, child in list(parent._modules.items()):
             if isinstance(child, ODEBlock):
                 blocks = _blocks_of(child, _join(path, key))
                 setattr(parent, key, blocks[0] if len(blocks) == 1 else nn.Sequential(*blocks))
@@ -194,7 +197,10 @@ class _Conversion:
             return
         self._seen.add(parent)
         verdicts = {}
-        for key, child in list(parent.named_children()):
+        # Not named_children, which leaves out what occurs a second time.
+        for key, child in list(parent._modules.items()):
+            if child is None:
+                continue
             verdict = verdicts[key] = _verdict(parent, key, child, path)
             if isinstance(verdict, KeptBlock):
                 kept.append(verdict)
@@ -242,9 +248,10 @@ def _replace(parent: nn.Module, path: str, keys: list[str], projection: str, gra
 
 
 def _put_back(parent: nn.Sequential, path: str) -> None:
-    children = list(parent.named_children())
     parts: list[tuple[list[str], list[nn.Module]]] = []
-    for key, child in children:
+    # Not named_children, which leaves out what occurs a second time.
+    for key, child in parent._modules.items():
+        assert child is not None, "an nn.Sequential holds modules"
         if not isinstance(child, ODEBlock):
             parts.append(([key], [child]))
             continue

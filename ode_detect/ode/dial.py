@@ -11,27 +11,18 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .block import ODEBlock
-from .diffeq import SOLVERS, FixedGridODESolver, adaptive_methods
+from .block import ODEBlock, flows_of
+from .diffeq import adaptive_methods, takes_steps
 from .gradients import check_solvable
 from .names import check_name
+from .observation import in_evaluation
 from .solvers import TABLEAUS, Adaptive, FixedStep, Solver
 
 T = TypeVar("T")
 
 
-def flows_of(model: nn.Module) -> dict[str, ODEBlock]:
-    """The flows of a model by their path in it, in the order of the model.
-
-    Raises:
-        ValueError: there is none.
-    """
-    flows = {name or "ODEBlock": m for name, m in model.named_modules() if isinstance(m, ODEBlock)}
-    if not flows:
-        raise ValueError(
-            f"a dial turns the solver of flows, and this {type(model).__name__} has no ODEBlock; make its stages flows."
-        )
-    return flows
+class StatisticsError(ValueError):
+    """Statistics of BatchNorm that cannot be estimated."""
 
 
 def find_flow(flows: Mapping[str, ODEBlock], name: str) -> str:
@@ -65,6 +56,9 @@ def solver_override(
     steps: int | Mapping[str, int] | None = None,
     method: str | Mapping[str, str] | None = None,
     flow: str | Sequence[str] | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    max_evaluations: int | None = None,
 ) -> Iterator[None]:
     """Solve the flows of a model in another way until the context ends; weights are not touched.
 
@@ -84,13 +78,28 @@ def solver_override(
         model: a module with flows, or a flow.
         steps: steps over the whole time, >= 1; or a mapping from flow to steps, which leaves the other flows alone.
         method: "euler", "midpoint", "heun", "rk4", a method of torchdiffeq; or a mapping from flow to method.
-        flow: change only these flows, by path, by block name or by whole words of one ("res4"); None changes all.
+        flow: change only these flows, by path, by block name or by whole words of one ("res4"); None changes all. It
+            goes with one number and one method: a mapping names its flows itself.
+        rtol: relative tolerance of a flow that leaves fixed steps for a method of torchdiffeq; None is `Adaptive`'s.
+        atol: its absolute tolerance.
+        max_evaluations: the most evaluations in a solve of it.
 
     Raises:
         ValueError: a model without flows, an unknown flow or method, fewer than 1 step, steps for a method that
-            chooses its own, an adaptive method for a flow that is projected or solved reversibly.
+            chooses its own, an adaptive method for a flow that is projected or solved reversibly, neither steps nor a
+            method, or a flow that is named twice.
     """
-    with solved_by(model, set_solvers(model, steps=steps, method=method, flow=flow, dry=True)):
+    solvers = set_solvers(
+        model,
+        steps=steps,
+        method=method,
+        flow=flow,
+        rtol=rtol,
+        atol=atol,
+        max_evaluations=max_evaluations,
+        dry=True,
+    )
+    with solved_by(model, solvers):
         yield
 
 
@@ -114,6 +123,9 @@ def set_solvers(
     steps: int | Mapping[str, int] | None = None,
     method: str | Mapping[str, str] | None = None,
     flow: str | Sequence[str] | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    max_evaluations: int | None = None,
     dry: bool = False,
 ) -> dict[str, Solver]:
     """Change the solvers of flows for good; arguments and errors as for `solver_override`.
@@ -123,16 +135,28 @@ def set_solvers(
         steps: see `solver_override`.
         method: see `solver_override`.
         flow: see `solver_override`.
+        rtol: see `solver_override`.
+        atol: see `solver_override`.
+        max_evaluations: see `solver_override`.
         dry: only say what would be set.
 
     Returns:
         The new solver of each flow that was named, by path.
     """
+    if steps is None and method is None:
+        raise ValueError("a solver is changed by its steps or its method, and neither was given; give steps or method.")
     flows = flows_of(model)
-    named = list(flows) if flow is None else [find_flow(flows, f) for f in ([flow] if isinstance(flow, str) else flow)]
-    by_steps, by_method = _per_flow(flows, named, steps), _per_flow(flows, named, method)
+    by_steps, by_method = _per_flow(flows, flow, steps), _per_flow(flows, flow, method)
     chosen = {
-        path: changed_solver(block.solver, steps=by_steps.get(path), method=by_method.get(path), block=block.name)
+        path: changed_solver(
+            block.solver,
+            steps=by_steps.get(path),
+            method=by_method.get(path),
+            rtol=rtol,
+            atol=atol,
+            max_evaluations=max_evaluations,
+            block=block.name,
+        )
         for path, block in flows.items()
         if path in by_steps or path in by_method
     }
@@ -145,7 +169,14 @@ def set_solvers(
 
 
 def changed_solver(
-    solver: Solver, *, steps: int | None = None, method: str | None = None, block: str = "the flow"
+    solver: Solver,
+    *,
+    steps: int | None = None,
+    method: str | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    max_evaluations: int | None = None,
+    block: str = "the flow",
 ) -> Solver:
     """The solver with another number of steps or another method.
 
@@ -153,6 +184,9 @@ def changed_solver(
         solver: the one to begin with; it gives projection, tolerances, and what is None here.
         steps: number of steps, >= 1.
         method: a fixed-step method of ours, or a method of torchdiffeq.
+        rtol: where a `FixedStep`, which has no tolerances, becomes an `Adaptive`: its rtol; None is its default.
+        atol: the same of its atol.
+        max_evaluations: the same of its max_evaluations.
         block: name for error messages.
 
     Raises:
@@ -161,7 +195,7 @@ def changed_solver(
     name = solver.method if method is None else check_name(method, [*TABLEAUS, *adaptive_methods()], "method")
     fixed = name in TABLEAUS if method is not None else isinstance(solver, FixedStep)
     if fixed:
-        count = steps if steps is not None else solver.steps if _takes_steps(solver) else None
+        count = steps if steps is not None else solver.steps if takes_steps(solver) else None
         if count is None:
             raise ValueError(
                 f"{name!r} takes steps of a fixed size, and {block!r}, solved by {solver.method!r}, has no number of "
@@ -173,10 +207,21 @@ def changed_solver(
             f"{name!r} integrates a smooth flow, and {block!r} is projected by {solver.projection!r} after each step; "
             f"use one of {', '.join(TABLEAUS)}, or a network trained without projection."
         )
-    tolerant = dataclasses.replace(solver, method=name) if isinstance(solver, Adaptive) else Adaptive(name)
+    if isinstance(solver, Adaptive):
+        tolerant = dataclasses.replace(solver, method=name)
+    else:
+        usual = Adaptive(name)
+        tolerant = Adaptive(
+            name,
+            rtol=usual.rtol if rtol is None else rtol,
+            atol=usual.atol if atol is None else atol,
+            max_evaluations=usual.max_evaluations if max_evaluations is None else max_evaluations,
+        )
+        if steps is None and takes_steps(tolerant):
+            steps = solver.steps
     if steps is None:
         return tolerant
-    if not _takes_steps(tolerant):
+    if not takes_steps(tolerant):
         raise ValueError(
             f"{name!r} chooses its own steps, so {block!r} cannot take {steps}; leave steps out, or use one of "
             f"{', '.join(TABLEAUS)}."
@@ -205,33 +250,38 @@ def estimate_statistics(model: nn.Module, batches: Iterable[Any]) -> int:
         The number of batches.
 
     Raises:
-        ValueError: no batch, or statistics that are not finite; the old ones are kept then.
+        StatisticsError: no batch, or statistics that are not finite; the old ones are kept then.
 
     Source: Wu and Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3 (PreciseBN).
     """
     norms = list(batch_norms(model).values())
-    modes = {module: module.training for module in model.modules()}
     before = [({k: v.clone() for k, v in n.state_dict().items()}, n.momentum) for n in norms]
+    seen = dict.fromkeys(norms, 0)
+
+    def average(norm: _BatchNorm, _: Any) -> None:
+        # The cumulative average. A momentum of None says the same, but not to Detectron2's synchronised BatchNorm.
+        seen[norm] += 1
+        norm.momentum = 1 / seen[norm]
+
     count, done = 0, False
-    model.eval()
-    try:
-        for norm in norms:
-            norm.reset_running_stats()
-            # None is the cumulative average.
-            norm.momentum = None
-            norm.train()
-        for batch in batches:
-            model(batch)
-            count += 1
-        _check_statistics(norms, count)
-        done = True
-    finally:
-        for norm, (state, momentum) in zip(norms, before, strict=True):
-            norm.momentum = momentum
-            if not done or norm.num_batches_tracked == 0:
-                norm.load_state_dict(state)
-        for module, training in modes.items():
-            module.training = training
+    with in_evaluation(model):
+        hooks = [norm.register_forward_pre_hook(average) for norm in norms]
+        try:
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.train()
+            for batch in batches:
+                model(batch)
+                count += 1
+            _check_statistics(norms, count)
+            done = True
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for norm, (state, momentum) in zip(norms, before, strict=True):
+                norm.momentum = momentum
+                if not done or not seen[norm]:
+                    norm.load_state_dict(state)
     return count
 
 
@@ -251,16 +301,28 @@ def statistics_kept(model: nn.Module) -> Iterator[None]:
             norm.track_running_stats, norm.momentum = track, momentum
 
 
-def _per_flow(flows: Mapping[str, ODEBlock], named: list[str], value: T | Mapping[str, T] | None) -> dict[str, T]:
+def _per_flow(
+    flows: Mapping[str, ODEBlock], flow: str | Sequence[str] | None, value: T | Mapping[str, T] | None
+) -> dict[str, T]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        return dict.fromkeys(named, value)
-    return {find_flow(flows, name): each for name, each in value.items()}
-
-
-def _takes_steps(solver: Solver) -> bool:
-    return isinstance(solver, FixedStep) or issubclass(SOLVERS[solver.method], FixedGridODESolver)
+        named = [flow] if isinstance(flow, str) else list(flows) if flow is None else flow
+        return {find_flow(flows, name): value for name in named}
+    if flow is not None:
+        raise ValueError(
+            f"a mapping names its flows itself, and flow={flow!r} was given beside {dict(value)!r}; leave flow out, or "
+            "give one value for all that it names."
+        )
+    found: dict[str, tuple[str, T]] = {}
+    for name, each in value.items():
+        path = find_flow(flows, name)
+        if path in found:
+            raise ValueError(
+                f"a flow has one value, and {found[path][0]!r} and {name!r} are both {path}; leave one of them out."
+            )
+        found[path] = name, each
+    return {path: each for path, (_, each) in found.items()}
 
 
 def _within(name: str, path: str) -> bool:
@@ -269,11 +331,11 @@ def _within(name: str, path: str) -> bool:
 
 def _check_statistics(norms: list[_BatchNorm], count: int) -> None:
     if count == 0:
-        raise ValueError("statistics are estimated from batches, and there was none; give at least one.")
+        raise StatisticsError("statistics are estimated from batches, and there was none; give at least one.")
     for norm in norms:
         for statistics in (norm.running_mean, norm.running_var):
             if statistics is not None and not bool(statistics.isfinite().all()):
-                raise ValueError(
+                raise StatisticsError(
                     "the statistics of a batch are not finite: the features overflow under these solvers, or a batch "
                     "holds one number per channel. Take more steps, or larger batches."
                 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ from torchdiffeq._impl.solvers import FixedGridODESolver
 from .errors import NonFiniteStateError, SolveError, StepUnderflowError, TooManyEvaluationsError
 from .pieces import segments_of
 from .record import Tally
-from .solvers import TABLEAUS, Adaptive, Solver, Tableau, advance, grid_point, runge_kutta_step
+from .solvers import TABLEAUS, Adaptive, FixedStep, Solver, Tableau, advance, grid_point, runge_kutta_step
 
 if TYPE_CHECKING:
     from .gradients import Adjoint
@@ -29,6 +31,11 @@ _ADAMS_ORDER = 5
 def adaptive_methods() -> list[str]:
     """Methods of the installed torchdiffeq."""
     return [name for name in SOLVERS if not name.startswith(_OURS)]
+
+
+def takes_steps(solver: Solver) -> bool:
+    """Whether ``solver.steps`` says how many steps are taken: ours do, and those of torchdiffeq that do not adapt."""
+    return isinstance(solver, FixedStep) or issubclass(SOLVERS[solver.method], FixedGridODESolver)
 
 
 def solve(
@@ -45,6 +52,7 @@ def solve(
     """The state at time ``duration``, by torchdiffeq; solved in float32 or float64, and given back in h's dtype.
 
     The field is evaluated in h's dtype. A field in pieces is solved piece by piece: no error estimate sees a jump.
+    A fixed number of steps is spread over the pieces, at least one in each.
 
     Args:
         field: the vector field.
@@ -60,7 +68,7 @@ def solve(
         NonFiniteStateError, StepUnderflowError, TooManyEvaluationsError: the solve failed.
         ValueError: the solver cannot be differentiated as asked.
     """
-    _check_differentiable(field, h, solver, block, adjoint)
+    check_differentiable(field, h, solver, block, adjoint)
     if h.numel() == 0:
         # An error norm over no numbers is NaN; any solve of nothing is nothing.
         return runge_kutta_step(tally.count(field), TABLEAUS["euler"], 0.0, duration, h)
@@ -72,7 +80,8 @@ def solve(
         counted = tally.count(part)
         watched.field = wrap(counted) if wrap else counted
         times = torch.tensor([start, end], dtype=_time_dtype(state), device=state.device)
-        states = _integrate(watched.bound(solver), state, times, solver, adjoint, part)
+        solver_of_part = _for_part(solver, (end - start) / duration) if len(parts) > 1 else solver
+        states = _integrate(watched.bound(solver_of_part), state, times, solver_of_part, adjoint, part)
         watched.reached(states, times)
         state = states[-1]
     if adjoint is not None and state.requires_grad:
@@ -92,6 +101,12 @@ def plain_odeint(field: nn.Module, h: Tensor, *, method: str, steps: int, durati
     """
     times = torch.tensor([0.0, duration], dtype=h.dtype, device=h.device)
     return odeint(field, h, times, method=method, options={"step_size": duration / steps})[-1]
+
+
+def _for_part(solver: Solver, share: float) -> Solver:
+    """The solver with its steps for a share of the time, rounded up."""
+    # A whole number of steps may come out a few bits above itself.
+    return dataclasses.replace(solver, steps=max(1, math.ceil(solver.steps * share - 1e-9)))
 
 
 def _integrate(
@@ -114,7 +129,7 @@ def _arguments(solver: Solver, state: Tensor, times: Tensor) -> dict[str, Any]:
         # Step onto the end, forwards and backwards. Left alone, torchdiffeq steps past it and interpolates, with an
         # error that no tolerance bounds (dopri8: 1,000 times the tolerance) and evaluations outside the field's time.
         options = {"dtype": _time_dtype(state), "step_t": times}
-    elif issubclass(SOLVERS[solver.method], FixedGridODESolver):
+    elif takes_steps(solver):
         options = _grid(solver.steps)
         if "adams" in solver.method:
             options["max_order"] = _ADAMS_ORDER
@@ -141,7 +156,8 @@ def _time_dtype(state: Tensor) -> torch.dtype:
     return torch.float32 if state.device.type == "mps" else torch.float64
 
 
-def _check_differentiable(field: nn.Module, h: Tensor, solver: Solver, block: str, adjoint: Adjoint | None) -> None:
+def check_differentiable(field: nn.Module, h: Tensor, solver: Solver, block: str, adjoint: Adjoint | None) -> None:
+    """Raise a `ValueError` where `solve` cannot be differentiated as asked."""
     wanted = torch.is_grad_enabled() and (h.requires_grad or any(p.requires_grad for p in field.parameters()))
     if wanted and adjoint is None and solver.method == "scipy_solver":
         raise ValueError(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .block import ODEBlock
-from .dial import flows_of
+from .block import ODEBlock, flows_of
 from .observation import hooked, in_evaluation
 
 
@@ -29,7 +28,7 @@ def distil(
     in evaluation mode, so statistics of normalisations stay as they are; only parameters in flows are trained, by Adam
     with a cosine. The loss is the mean over flows of the squared difference of outputs as a share of the mean square of
     the teacher's. A later flow of the model starts from what the earlier ones give, errors and all, and so learns to
-    correct them.
+    correct them. Of a flow that is called several times for a batch, only the last call counts.
 
     Args:
         model: called on each batch; its flows have the names of the teacher's.
@@ -43,7 +42,8 @@ def distil(
         The loss of each iteration.
 
     Raises:
-        ValueError: no pictures, no iterations, other flows than the teacher's, or nothing to train in them.
+        ValueError: no pictures, no iterations, other flows than the teacher's, one that is not run on a batch, or
+            nothing to train in them.
     """
     batches = list(pictures)
     if not batches or iterations < 1:
@@ -57,15 +57,23 @@ def distil(
     generator = torch.Generator().manual_seed(seed)
     order: list[int] = []
     losses: list[float] = []
-    grads = [p.grad for p in model.parameters()]
-    with in_evaluation(model), in_evaluation(teacher), _outputs(flows) as got, _outputs(theirs) as wanted:
+    with (
+        _grads_kept(model),
+        in_evaluation(model),
+        in_evaluation(teacher),
+        _outputs(flows) as got,
+        _outputs(theirs) as wanted,
+    ):
         for _ in range(iterations):
             order = order or torch.randperm(len(batches), generator=generator).tolist()
             batch = batches[order.pop()]
+            got.clear()
+            wanted.clear()
             with torch.no_grad():
                 teacher(batch)
             with torch.enable_grad():
                 model(batch)
+                _check_run(flows, got, wanted)
                 loss = torch.stack([_relative(got[name], wanted[name]) for name in flows]).mean()
             losses.append(float(loss.detach()))
             gradients = torch.autograd.grad(loss, trained, allow_unused=True)
@@ -73,9 +81,28 @@ def distil(
                 parameter.grad = gradient
             optimizer.step()
             schedule.step()
-    for parameter, grad in zip(model.parameters(), grads, strict=True):
-        parameter.grad = grad
     return losses
+
+
+def _check_run(flows: Iterable[str], got: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    for outputs, who in ((wanted, "teacher"), (got, "model")):
+        idle = [name for name in flows if name not in outputs]
+        if idle:
+            raise ValueError(
+                f"every flow is trained on every batch, and the {who} did not run {', '.join(idle)}; call it with what "
+                "runs all of its flows, or distil the part of it that is run."
+            )
+
+
+@contextmanager
+def _grads_kept(model: nn.Module) -> Iterator[None]:
+    """The gradients that the parameters hold come back, after an error too."""
+    grads = [(parameter, parameter.grad) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, grad in grads:
+            parameter.grad = grad
 
 
 def _parameters(flows: dict[str, ODEBlock], theirs: dict[str, ODEBlock]) -> list[nn.Parameter]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .block import ODEBlock
-from .gradients import Backprop, Reversible
+from .gradients import scheme_for
 from .names import check_name
 from .optimize import named_tensors
 from .solvers import FixedStep
@@ -63,8 +64,8 @@ def export_model(
     The flows must be solved in fixed steps, which become part of the graph.
 
     Args:
-        model: takes one tensor (N, ...), and returns tensors, alone or in containers; their order and, in a dict, their
-            names are those of the outputs. Not changed.
+        model: takes one tensor (N, ...), and returns tensors, alone or in lists, tuples and dicts, and nothing else;
+            their order and, in a dict, their names are those of the outputs. Not changed.
         example: what it is called with. All axes but the first stay as they are here.
         path: the file; its folder is made.
         format: "onnx", compared by onnxruntime, or "torch", a program of torch.export (``torch.export.load``).
@@ -82,7 +83,7 @@ def export_model(
     # A batch of one would be taken for a constant.
     shown = torch.cat([example, example]) if dynamic_batch and len(example) == 1 else example
     with torch.no_grad():
-        expected = dict(named_tensors(traced(shown)))
+        expected = _outputs(traced(shown))
         try:
             program = torch.export.export(
                 traced,
@@ -95,11 +96,12 @@ def export_model(
                 "its forward must not depend on the values of tensors"
                 + (", nor on the number of pictures: try dynamic_batch=False." if dynamic_batch else ".")
             ) from error
+        _check_named(program, expected)
         path.parent.mkdir(parents=True, exist_ok=True)
         run = write(program, list(expected), path)
         errors = _differences(expected, run(shown))
         if dynamic_batch:
-            one = dict(named_tensors(traced(example[:1])))
+            one = _outputs(traced(example[:1]))
             errors = {name: max(errors[name], error) for name, error in _differences(one, run(example[:1])).items()}
     worst = max(errors, key=errors.__getitem__)
     if not errors[worst] <= tolerance:
@@ -123,9 +125,23 @@ def _ready(model: nn.Module) -> nn.Module:
                 "which chooses its steps; set a FixedStep, by solver_override(model, method='rk4', steps=4) or "
                 "MODEL.ODE.METHOD and STEPS."
             )
-        if not isinstance(block.gradient, Reversible):  # which is a scheme of its own, with other outputs
-            block.gradient = Backprop()
+        block.gradient = scheme_for(block.gradient)
     return clone
+
+
+def _outputs(value: Any) -> dict[str, Tensor]:
+    """All tensors by name, integers too: the graph has them as outputs."""
+    return dict(named_tensors(value, floating=False))
+
+
+def _check_named(program: torch.export.ExportedProgram, expected: dict[str, Tensor]) -> None:
+    outputs = program.graph_signature.user_outputs
+    if not expected or len(outputs) != len(expected):
+        raise ExportError(
+            f"the outputs of a graph are tensors in lists, tuples and dicts, each with a name of its own; this network "
+            f"has {len(outputs)}, of which these have one: {', '.join(expected) or 'none'}. Wrap it in a module that "
+            "returns a dict of tensors."
+        )
 
 
 def _write_onnx(
@@ -154,7 +170,7 @@ def _write_torch(
 ) -> Callable[[Tensor], dict[str, Tensor]]:
     torch.export.save(program, path)
     loaded = torch.export.load(path).module()
-    return lambda image: dict(named_tensors(loaded(image)))
+    return lambda image: _outputs(loaded(image))
 
 
 FORMATS: dict[str, Callable[..., Callable[[Tensor], dict[str, Tensor]]]] = {"onnx": _write_onnx, "torch": _write_torch}
@@ -171,9 +187,17 @@ def _require(package: str) -> Any:
 
 
 def _differences(expected: dict[str, Tensor], given: dict[str, Tensor]) -> dict[str, float]:
-    errors = {}
-    for name, wanted in expected.items():
-        scale = wanted.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
-        same = given[name].shape == wanted.shape
-        errors[name] = float((given[name].to(wanted) - wanted).abs().max() / scale) if same else float("inf")
-    return errors
+    return {name: _difference(wanted, given[name]) for name, wanted in expected.items()}
+
+
+def _difference(wanted: Tensor, given: Tensor) -> float:
+    """The largest difference as a share of the largest value; infinite where only one has a number."""
+    if given.shape != wanted.shape:
+        return math.inf
+    a, b = wanted.double().cpu(), given.double().cpu()
+    differs = (a != b) & ~(a.isnan() & b.isnan())
+    if not bool(differs.any()):
+        return 0.0
+    largest, values = float((a - b).abs()[differs].max()), a[a.isfinite()].abs()
+    scale = max(float(values.max()) if len(values) else 0.0, torch.finfo(torch.float32).tiny)
+    return math.inf if math.isnan(largest) else largest / scale

@@ -196,6 +196,16 @@ def check_solvable(gradient: Gradient, solver: Solver, block: str, *, gradient_n
         )
 
 
+def scheme_for(gradient: Gradient, solver: Solver | None = None) -> Gradient:
+    """The gradient for solves whose gradient does not matter: only `Reversible` has a say in the solution.
+
+    Args:
+        gradient: the one of the block.
+        solver: another solver than the block's; `Reversible` goes with fixed steps only.
+    """
+    return gradient if isinstance(gradient, Reversible) and not isinstance(solver, Adaptive) else Backprop()
+
+
 def needs_gradient(field: nn.Module, h: Tensor) -> bool:
     """Whether a solve from ``h`` is to be differentiated."""
     return torch.is_grad_enabled() and (h.requires_grad or any(p.requires_grad for p in field.parameters()))

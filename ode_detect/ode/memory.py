@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from .gradients import Backprop, Checkpoint, Gradient, in_precision_of_state
-from .recompute import draws_masks, statistics_of, statistics_put_aside
+from .randomness import draws_masks
+from .recompute import without_trace
 from .schedules import evaluations_to_reverse, places_kept
 from .solvers import FixedStep
+from .tables import table
 
 
 class KeptBytes:
@@ -134,12 +135,10 @@ class MemoryReport:
 
     def __str__(self) -> str:
         measured = "not measured" if self.measured is None else f"{_size(self.measured)} measured as kept"
-        rows = [("gradient", "kept", "peak", "backward NFE"), *map(_cells, self.predictions)]
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+        rows = table(("gradient", "kept", "peak", "backward NFE"), [*map(_cells, self.predictions)])
         fits = "within" if self.fits else "the smallest, but above"
         head = f"{self.chosen.gradient}, {fits} the budget of {_size(self.budget)}; {measured}. Predicted:"
-        return "\n".join([head, *lines])
+        return f"{head}\n{rows}"
 
 
 def plan(field: nn.Module, h: Tensor, *, solver: FixedStep, duration: float, budget: int) -> MemoryReport:
@@ -209,14 +208,10 @@ class _StepCost:
 def _measure_step(field: nn.Module, h: Tensor, solver: FixedStep, duration: float) -> _StepCost:
     evaluate, state = in_precision_of_state(field, h.detach(), Backprop())
     start, end = list(solver.grid(duration))[solver.steps // 2]
-    with ExitStack() as stack:
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(statistics_put_aside(statistics_of(field)))
-        if draws_masks(field):
-            stack.enter_context(torch.random.fork_rng([h.device] if h.is_cuda else []))
+    with torch.enable_grad(), without_trace(field, h):
         state = state.detach().requires_grad_()
-        kept = stack.enter_context(KeptBytes([*field.parameters(), *field.buffers(), state]))
-        out = solver.step(evaluate, start, end, state)
+        with KeptBytes([*field.parameters(), *field.buffers(), state]) as kept:
+            out = solver.step(evaluate, start, end, state)
     # The state that the next step starts from is kept by that step, unless this one has kept it already.
     copy = state.nbytes if state.dtype != h.dtype else 0
     between = state.nbytes if kept.holds(state) and not kept.holds(out) else 0

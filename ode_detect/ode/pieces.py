@@ -84,11 +84,16 @@ class HatFunctions(nn.Module):
     def __init__(self, knots: Sequence[nn.Module], *, duration: float | None = None) -> None:
         super().__init__()
         self.duration = _checked_duration(knots, duration)
-        names = [sorted(tensors_of(knot)) for knot in knots]
-        if any(other != names[0] for other in names):
-            raise ValueError(
-                "the knots of hat functions must be fields of the same build, so that weights can be blended"
-            )
+        shapes = [shapes_of(knot) for knot in knots]
+        for index, other in enumerate(shapes):
+            unlike = sorted(name for name in {*shapes[0], *other} if shapes[0].get(name) != other.get(name))
+            if unlike:
+                here, first = _shape(other, unlike[0]), _shape(shapes[0], unlike[0])
+                raise ValueError(
+                    "the knots of hat functions must be fields of the same build, so that weights can be blended, and "
+                    f"{unlike[0]!r} is {here} in knot {index} and {first} in knot 0; build all alike, or use "
+                    "PiecewiseConstant."
+                )
         self.knots = nn.ModuleList(knots)
 
     def forward(self, t: float | Tensor, h: Tensor) -> Tensor:
@@ -96,7 +101,7 @@ class HatFunctions(nn.Module):
         left, weight = self.between(t)
         if weight == 0.0:
             return self.knots[left](t, h)
-        a, b = tensors_of(self.knots[left]), tensors_of(self.knots[left + 1])
+        a, b = parameters_and_buffers(self.knots[left]), parameters_and_buffers(self.knots[left + 1])
         blend = {n: torch.lerp(a[n], b[n], weight) if a[n].is_floating_point() else a[n] for n in a}
         return functional_call(self.knots[0], blend, (t, h))
 
@@ -152,9 +157,18 @@ def segments_of(field: nn.Module, duration: float) -> list[tuple[nn.Module, floa
     return [*inside[:-1], (part, start, duration)]
 
 
-def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+def parameters_and_buffers(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers, by name."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def shapes_of(module: nn.Module) -> dict[str, torch.Size]:
+    """The shapes of parameters and buffers, by name: equal for modules that can be blended."""
+    return {name: tensor.shape for name, tensor in parameters_and_buffers(module).items()}
+
+
+def _shape(shapes: dict[str, torch.Size], name: str) -> str:
+    return str(tuple(shapes[name])) if name in shapes else "absent"
 
 
 def _checked_duration(fields: Sequence[nn.Module], duration: float | None) -> float:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.checkpoint import checkpoint
 
+from .randomness import draws_masks, may_draw
 from .schedules import places_kept
 
 Step = Callable[[float, float, Tensor], Tensor]
@@ -28,12 +28,12 @@ def recomputing(field: nn.Module) -> Callable[[Callable[..., Tensor]], Callable[
     """What makes a function keep its arguments only, and be called again in the backward pass.
 
     Args:
-        field: what such functions evaluate. Its running statistics are those of the first call, and its dropout masks
-            are the same in both.
+        field: what such functions evaluate. Its running statistics are those of the first call, and what it draws at
+            random is the same in both.
     """
-    arguments: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": draws_masks(field)}
+    arguments: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": may_draw(field)}
     if layers := statistics_of(field):
-        arguments["context_fn"] = lambda: (nullcontext(), statistics_put_aside(layers))
+        arguments["context_fn"] = lambda: (nullcontext(), _PutAside(layers))
     return lambda function: functools.partial(checkpoint, function, **arguments)
 
 
@@ -206,6 +206,25 @@ def statistics_put_aside(layers: Sequence[nn.Module]) -> Iterator[None]:
             layer._buffers.update(buffers)
 
 
-def draws_masks(field: nn.Module) -> bool:
-    """Whether an evaluation draws a dropout mask."""
-    return any(isinstance(m, _DropoutNd) and m.training and m.p > 0 for m in field.modules())
+class _PutAside(AbstractContextManager[None]):
+    """`statistics_put_aside`, that may be entered again: each backward pass through a graph that is kept does."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        self._layers = layers
+
+    def __enter__(self) -> None:
+        self._inside = statistics_put_aside(self._layers)
+        self._inside.__enter__()
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._inside.__exit__(*error)
+
+
+@contextmanager
+def without_trace(field: nn.Module, h: Tensor) -> Iterator[None]:
+    """Until the context ends, evaluations at states like ``h`` leave running statistics and random state alone."""
+    with ExitStack() as stack:
+        stack.enter_context(statistics_put_aside(statistics_of(field)))
+        if may_draw(field):
+            stack.enter_context(torch.random.fork_rng([h.device] if h.is_cuda else []))
+        yield

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from .recompute import without_trace
+from .tables import table
+
 if TYPE_CHECKING:
     from .block import ODEBlock
 
@@ -61,11 +64,8 @@ class SolveRecord:
 
     def __str__(self) -> str:
         head = ("block", "solves", "NFE", "backward NFE", "accepted", "rejected", "MMACs", "ms", "backward ms")
-        rows = [head, *(_cells(name, block) for name, block in self.blocks.items()), _cells("total", self.total)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
-        rule = "  ".join("-" * width for width in widths)
-        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+        rows = [_cells(name, block) for name, block in self.blocks.items()]
+        return table(head, rows, total=_cells("total", self.total))
 
 
 @contextmanager
@@ -115,7 +115,7 @@ class Observer:
         """Multiply-adds of one evaluation on a state like ``h``; evaluated once per shape."""
         key = (tuple(h.shape), h.dtype)
         if key not in self._macs:
-            with torch.no_grad(), MultiplyAdds() as counter:
+            with torch.no_grad(), without_trace(vector_field, h), MultiplyAdds() as counter:
                 vector_field(0.0, h.detach())
             self._macs[key] = counter.total
         return self._macs[key]
@@ -167,7 +167,7 @@ class Tally:
             if h.requires_grad and torch.is_grad_enabled():
                 h = h.view_as(h)
                 h.register_hook(self._backward_ends)
-            self._began = _now(h)
+            self._began = now(h.device)
         return h
 
     def finish(self, h: Tensor) -> None:
@@ -177,7 +177,7 @@ class Tally:
             record.solves += 1
         if not self._measuring:
             return
-        seconds = _now(h) - self._began
+        seconds = now(h.device) - self._began
         for observer, macs in zip(self._measuring, self._macs, strict=True):
             observer.record.forward_seconds += seconds
             observer.record.macs += macs * self.evaluations
@@ -185,10 +185,10 @@ class Tally:
             h.register_hook(self._backward_starts)
 
     def _backward_starts(self, grad: Tensor) -> None:
-        self._began = _now(grad)
+        self._began = now(grad.device)
 
     def _backward_ends(self, grad: Tensor) -> None:
-        seconds = _now(grad) - self._began
+        seconds = now(grad.device) - self._began
         for observer in self._measuring:
             observer.record.backward_seconds += seconds
 
@@ -210,9 +210,10 @@ class MultiplyAdds(TorchDispatchMode):
         return out
 
 
-def _now(h: Tensor) -> float:
-    if h.is_cuda:
-        torch.cuda.synchronize(h.device)
+def now(device: torch.device) -> float:
+    """Seconds, when the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter()
 
 

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .block import ODEBlock
-from .dial import find_flow, flows_of
+from .block import ODEBlock, flows_of
+from .dial import find_flow
+from .gradients import scheme_for
 from .least_squares import (
     LinearEnd,
     NormalEquations,
@@ -30,8 +31,9 @@ from .least_squares import (
 )
 from .names import check_name
 from .observation import hooked, in_evaluation
-from .pieces import HatFunctions, PiecewiseConstant, tensors_of
+from .pieces import HatFunctions, PiecewiseConstant, parameters_and_buffers, shapes_of
 from .solvers import FixedStep
+from .tables import table
 
 _CONTAINERS: dict[str, type[PiecewiseConstant] | type[HatFunctions]] = {
     "piecewise": PiecewiseConstant,
@@ -46,6 +48,7 @@ def split_pieces(model: nn.Module, *, flow: str | None = None) -> None:
     K knots become 2K - 1, the new ones half-way). So the weights as a function of time are what they were, and an
     accurate solution is the same; that of Euler with twice the steps differs by the error that it had, O(step).
     Statistics of normalisations are copied. The parameters are new: make a new optimizer, no state is carried over.
+    A piece that lasts half a unit is no residual block: `to_resnet` does not take the result.
 
     Args:
         model: a model, or one `ODEBlock`.
@@ -129,13 +132,12 @@ class ProjectionReport:
 
     def __str__(self) -> str:
         head = ("flow", f"pieces ({self.kind})", "parameters", "averaged", "candidate", "fitted", "output", "note")
-        rows: list[tuple[str, ...]] = [head]
+        rows: list[tuple[str, ...]] = []
         for f in self.flows:
             shares = (f"{value:.2%}" for value in (f.averaged, f.candidate, f.fitted, f.output))
             sizes = (f"{f.pieces} -> {f.count}", f"{f.parameters:,} -> {f.parameters_after:,}")
             rows.append((f.name, *sizes, *shares, f.note))
-        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+        return table(head, rows, left=range(len(head)))
 
 
 @torch.no_grad()
@@ -356,15 +358,14 @@ def _options(name: str, block: ODEBlock, count: int, kind: str) -> Iterator[Piec
 
 
 def _alike(pieces: Sequence[nn.Module]) -> bool:
-    shapes = [{name: tensor.shape for name, tensor in tensors_of(piece).items()} for piece in pieces]
-    return all(other == shapes[0] for other in shapes)
+    return all(shapes_of(piece) == shapes_of(pieces[0]) for piece in pieces)
 
 
 def _blended(pieces: Sequence[nn.Module], weights: Sequence[float]) -> nn.Module:
     """A copy of the first piece with the weighted mean of the floating-point tensors of all."""
     blend = copy.deepcopy(pieces[0])
-    tensors = [tensors_of(piece) for piece in pieces]
-    for name, tensor in tensors_of(blend).items():
+    tensors = [parameters_and_buffers(piece) for piece in pieces]
+    for name, tensor in parameters_and_buffers(blend).items():
         if tensor.is_floating_point():
             parts = [weight * other[name].detach() for weight, other in zip(weights, tensors, strict=True) if weight]
             tensor.detach().copy_(torch.stack(parts).sum(dim=0))
@@ -423,6 +424,7 @@ def _with_field(block: ODEBlock, field: nn.Module) -> ODEBlock:
     return ODEBlock(
         field=field,
         solver=block.solver,
+        gradient=scheme_for(block.gradient, block.solver),
         duration=block.duration,
         name=block.name,
         allow_stateful_field=True,

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.dropout import _DropoutNd
 
+from .randomness import random_layers
 from .solvers import PROJECTIONS
 
 RELU = "relu()"  # in a path: the function, where the block has no layer for it
@@ -178,16 +178,11 @@ def _with_random_weights(block: nn.Module, generator: torch.Generator) -> nn.Mod
 
 
 def _check_not_random(block: nn.Module) -> None:
-    for name, layer in block.named_modules():
-        kind = type(layer).__name__
-        # torchvision's StochasticDepth has a p, timm's DropPath and DropBlock2d a drop_prob.
-        attribute = "p" if isinstance(layer, _DropoutNd) or kind == "StochasticDepth" else "drop_prob"
-        share = getattr(layer, attribute, None)
-        if share:
-            raise ConversionError(
-                f"{kind} at {name!r} draws at random in training ({share:g}), and a vector field is a function; "
-                "set it to 0 before"
-            )
+    for name, layer, share in random_layers(block):
+        raise ConversionError(
+            f"{type(layer).__name__} at {name!r} draws at random in training ({share:g}), and a vector field is a "
+            "function; set it to 0 before"
+        )
 
 
 def _is_identity(shortcut: object) -> bool:

@@ -25,16 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .recompute import (
-    Grid,
-    Surroundings,
-    Totals,
-    draws_masks,
-    surroundings_of,
-    take_saved,
-    trained,
-    without_graph,
-)
+from .randomness import draws_masks
+from .recompute import Grid, Surroundings, Totals, surroundings_of, take_saved, trained, without_graph
 from .solvers import Tableau, advance
 
 Slopes = Callable[[float, float, Tensor], list[Tensor]]
@@ -54,7 +46,7 @@ def coupled(
         slopes: the stages of one step of the method, (start, end, x) -> dx/dt at each; end may lie before start.
         tableau: the method.
         grid: start and end of each step.
-        coupling: c, in (0, 1].
+        coupling: c, in (0, 1).
         h: the state at the start, in the precision of the pair.
     """
     y = z = h

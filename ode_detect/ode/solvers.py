@@ -89,8 +89,11 @@ class FixedStep:
 
     def grid(self, duration: float) -> Iterator[tuple[float, float]]:
         """Start and end of each step over [0, duration]."""
+        start = 0.0
         for index in range(self.steps):
-            yield grid_point(duration, index, self.steps), grid_point(duration, index + 1, self.steps)
+            end = grid_point(duration, index + 1, self.steps)
+            yield start, end
+            start = end
 
     def step(self, evaluate: Evaluate, start: float, end: float, h: Tensor) -> Tensor:
         """One step, from ``h`` at time ``start`` to the state at time ``end``; all stages belong to this step."""
@@ -152,8 +155,8 @@ class Adaptive:
         rtol: relative tolerance. The default suits float32 pictures; torchdiffeq's own 1e-7 does not.
         atol: absolute tolerance.
         max_evaluations: a solve that needs more raises `TooManyEvaluationsError`.
-        steps: number of steps of those torchdiffeq methods that do not adapt ("rk4", "implicit_adams", ...); the
-            others ignore it.
+        steps: number of steps over the whole time of those torchdiffeq methods that do not adapt ("rk4",
+            "implicit_adams", ...), rounded up in each piece of a field; the others ignore it.
 
     Raises:
         ValueError: unknown method, or a number out of range.

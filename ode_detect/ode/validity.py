@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +17,10 @@ from torch import Tensor
 
 from .block import ODEBlock
 from .errors import SolveError
-from .gradients import Backprop, Gradient, Reversible
+from .gradients import scheme_for
 from .pieces import segments_of
 from .solvers import TABLEAUS, Adaptive, FixedStep, Solver
+from .tables import table
 
 TOLERANCE = 0.25
 """Largest change of the displacement h(T) - h(0) under another solver, as a share of it, that a flow may show.
@@ -42,7 +42,6 @@ FINER = 8
 """
 # Below this share of the displacement an error in float64 is rounding and shows no order.
 _ROUNDING = 1e-10
-_LIMIT = "limit"
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,7 @@ class Change:
         of_displacement: change of the flow's output, as a share of the displacement h(T) - h(0).
         of_output: the same change, as a share of the output h(T).
         of_model: change of the model's output when this flow alone is solved so, as a share of it; None: not measured.
+        limit: whether it is that to the limit, which takes many steps.
     """
 
     what: str
@@ -62,6 +62,7 @@ class Change:
     of_displacement: float
     of_output: float
     of_model: float | None = None
+    limit: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,7 @@ def certify_flow(block: ODEBlock, state: Tensor, *, tolerance: float = TOLERANCE
     errors: tuple[tuple[int, float], ...] = ()
     order = expected = None
     if isinstance(block.solver, FixedStep):
+        changes = (*changes[:-1], dataclasses.replace(changes[-1], limit=True))
         errors = solved.errors(block.solver, changes[-1].solver)
         order, expected = _observed_order(errors[0][1], errors[1][1]), _expected_order(block)
     reasons = [
@@ -187,32 +189,13 @@ def alternatives(block: ODEBlock) -> list[tuple[str, Solver]]:
         if method != solver.method and tableau.order >= solver.tableau.order:
             chosen.append((f"{method} at equal steps", dataclasses.replace(solver, method=method)))
     if solver.method == "rk4" and solver.projection == "none":
-        # torchdiffeq counts the steps of each piece.
-        each = math.ceil(solver.steps / parts)
-        chosen.append(("3/8 rule at equal steps", Adaptive("rk4", steps=each, max_evaluations=4 * each * parts)))
+        # The steps of each piece are rounded up.
+        most = 4 * (solver.steps + parts - 1)
+        chosen.append(("3/8 rule at equal steps", Adaptive("rk4", steps=solver.steps, max_evaluations=most)))
     fine = FINER * math.lcm(solver.steps, parts)
     if solver.projection == "none":
-        return [*chosen, (f"{_LIMIT} (rk4, {fine} steps)", FixedStep("rk4", steps=fine))]
-    return [*chosen, (f"{_LIMIT} ({4 * fine} steps)", dataclasses.replace(solver, steps=4 * fine))]
-
-
-def scheme_for(solver: Solver, gradient: Gradient) -> Gradient:
-    """The gradient while a solver is tried: only `Reversible` has a say in the solution, and in fixed steps only."""
-    return gradient if isinstance(gradient, Reversible) and isinstance(solver, FixedStep) else Backprop()
-
-
-def is_limit(change: Change) -> bool:
-    """Whether a change is that to the limit, which takes many steps."""
-    return change.what.startswith(_LIMIT)
-
-
-def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """Aligned columns: the first to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    lines = [head, tuple("-" * width for width in widths), *rows]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in lines
-    )
+        return [*chosen, (f"limit (rk4, {fine} steps)", FixedStep("rk4", steps=fine))]
+    return [*chosen, (f"limit ({4 * fine} steps)", dataclasses.replace(solver, steps=4 * fine))]
 
 
 def in_float64(block: ODEBlock, state: Tensor) -> tuple[ODEBlock, Tensor]:
@@ -261,7 +244,7 @@ class _Solved:
 
     @torch.no_grad()
     def _solve(self, solver: Solver) -> Tensor:
-        self._block.solver, self._block.gradient = solver, scheme_for(solver, self._own_gradient)
+        self._block.solver, self._block.gradient = solver, scheme_for(self._own_gradient, solver)
         with torch.autocast(self._state.device.type, enabled=False):
             return self._block(self._state)
 

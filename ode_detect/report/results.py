@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ode_detect.report.files import whole
 from ode_detect.report.rows import FRACTIONS, Comparison, ResultsError, Row, check_types, is_fraction, unknown_name
 
 ROLE_WORDS = {"ode": "ODE", "twin": "twin", "ablation": "ablation", "baseline": "baseline", "floor": "floor"}
@@ -88,15 +89,9 @@ class Results:
 
     def write(self, path: str | Path) -> None:
         """Write the results as JSON; a reader never sees half a file."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            value = {key: part for key, part in asdict(self).items() if key != "comparisons" or part}
+        value = {key: part for key, part in asdict(self).items() if key != "comparisons" or part}
+        with whole(path) as partial:
             partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
 
     def section(self, config: str) -> Results:
         """The rows of one config, or of one section of a benchmark, and the comparisons within them.

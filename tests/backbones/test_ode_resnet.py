@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -7,7 +9,16 @@ from detectron2.modeling import BACKBONE_REGISTRY, build_backbone, build_model
 from ode_detect.backbones import build_ode_resnet_backbone, build_ode_resnet_fpn_backbone, discrete_names
 from ode_detect.backbones.ode_resnet import BLOCKS_PER_STAGE, ROLES, STAGES
 from ode_detect.engine.config import add_ode_config
-from ode_detect.ode import Adaptive, ODEBlock, record_solves
+from ode_detect.ode import (
+    Adaptive,
+    Adjoint,
+    Auto,
+    Backprop,
+    Checkpoint,
+    ODEBlock,
+    Reversible,
+    record_solves,
+)
 from ode_detect.ode.names import UnknownNameError
 
 PICTURE = ShapeSpec(channels=3)
@@ -118,6 +129,43 @@ def test_an_adaptive_method_takes_its_tolerances_from_the_config() -> None:
     cfg = config(STAGES=["res4"], METHOD="bosh3", PROJECTION="none", RTOL=0.01, ATOL=0.02, MAX_EVALUATIONS=50)
     (block,) = flows(build_ode_resnet_backbone(cfg, PICTURE)).values()
     assert block.solver == Adaptive("bosh3", rtol=0.01, atol=0.02, max_evaluations=50)
+
+
+@pytest.mark.parametrize(
+    ("keys", "gradient"),
+    [
+        ({}, Backprop()),
+        ({"GRADIENT": "checkpoint"}, Checkpoint()),
+        ({"GRADIENT": "checkpoint", "CHECKPOINT_EVERY": 3}, Checkpoint(every=3)),
+        ({"GRADIENT": "checkpoint", "CHECKPOINT_STATES": 2}, Checkpoint(states=2)),
+        ({"GRADIENT": "reversible", "PROJECTION": "none"}, Reversible()),
+        ({"GRADIENT": "reversible", "PROJECTION": "none", "COUPLING": 0.5}, Reversible(coupling=0.5)),
+        ({"GRADIENT": "adjoint", "PROJECTION": "none"}, Adjoint()),
+        ({"GRADIENT": "auto"}, Auto(memory_budget=512 * 2**20)),
+        ({"GRADIENT": "auto", "MEMORY_BUDGET": 3}, Auto(memory_budget=3 * 2**20)),
+    ],
+)
+def test_the_gradient_is_what_the_config_says(keys: dict[str, object], gradient: object) -> None:
+    (block,) = flows(build_ode_resnet_backbone(config(STAGES=["res3"], **keys), PICTURE)).values()
+    assert block.gradient == gradient
+    block(torch.rand(1, 128, 4, 4)).sum().backward()
+    assert all(parameter.grad is not None for parameter in block.parameters())
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"GRADIENT": "reversible"}, "set MODEL.ODE.PROJECTION none, or GRADIENT checkpoint"),
+        ({"GRADIENT": "adjoint"}, "set MODEL.ODE.PROJECTION none, or GRADIENT checkpoint"),
+        ({"GRADIENT": "reversible", "PROJECTION": "none", "COUPLING": 1.0}, "between 0 and 1, not at 1.0"),
+        ({"GRADIENT": "checkpoint", "CHECKPOINT_EVERY": 0}, "integer of 1 or more, not 0"),
+        ({"GRADIENT": "checkpoint", "CHECKPOINT_STATES": -1}, "integer of 1 or more, not -1"),
+        ({"GRADIENT": "auto", "MEMORY_BUDGET": 0}, "memory_budget must be an integer of 1 or more, not 0"),
+    ],
+)
+def test_a_gradient_that_cannot_be_is_refused(keys: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build_ode_resnet_backbone(config(STAGES=["res3"], **keys), PICTURE)
 
 
 def test_freezing_reaches_into_flows() -> None:

@@ -27,6 +27,7 @@ class KnownDial:
     metric: str = "AP50"
     full: Setting = FULL
     measured: dict[str, Measured] = field(default_factory=dict)
+    timed: list[list[str]] = field(default_factory=list)
 
     @property
     def known(self) -> list[str]:
@@ -43,6 +44,7 @@ class KnownDial:
         return self.measured[name].metrics["AP50"]
 
     def times(self, names: list[str]) -> dict[str, float]:
+        self.timed.append(names)
         solvers = {name: self.measured[name].setting.solvers for name in names}
         return {name: 10 + sum(PER_STEP[p] * s.steps for p, s in pairs) for name, pairs in solvers.items()}
 
@@ -71,6 +73,8 @@ def test_a_setting_is_called_by_its_methods_and_steps() -> None:
     assert FULL.with_flows(dict.fromkeys("abc", Adaptive("dopri5"))).name == "dopri5"
     assert FULL.with_flows({"a": Adaptive("dopri5")}).name == "dopri5-euler_4-euler_4"
     assert at(1, 4, 2).differs(FULL) == {"a", "c"}
+    assert FULL.with_flows(dict.fromkeys("abc", Adaptive("implicit_adams", steps=3))).name == "implicit_adams_3"
+    assert FULL.with_flows({"a": Adaptive("implicit_adams", steps=3)}).name == "implicit_adams_3-euler_4-euler_4"
 
 
 def test_each_flow_is_measured_by_itself(dial: KnownDial) -> None:
@@ -120,6 +124,14 @@ def test_the_best_within_a_time(dial: KnownDial) -> None:
     assert pick(dial, Budget(milliseconds=30.0)) == "euler_4-2-4"
     assert pick(dial, Budget(milliseconds=20.0)) == "euler_4-1-1"
     assert pick(dial, Budget(milliseconds=16.0)) == "euler_1"
+
+
+def test_a_walk_times_what_it_compares_and_all_of_it_once(dial: KnownDial) -> None:
+    with pytest.raises(BudgetError):
+        pick(dial, Budget(milliseconds=15.0))
+    _, *walk, everything = dial.timed
+    assert walk == [["euler_4"], ["euler_4", "euler_1"]]
+    assert everything == dial.known
 
 
 def test_only_the_flows_that_may_change_do(dial: KnownDial) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from ode_detect.engine.config import ConfigError, load_config
 from ode_detect.engine.trainer import build_network
-from ode_detect.ode import FixedStep
+from ode_detect.ode import Adaptive, FixedStep
 from ode_detect.ode.dial import flows_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,6 +72,13 @@ def test_the_solver_of_one_flow_is_given_in_a_file_or_on_the_command_line(tmp_pa
         build_network(cfg)
 
 
+def test_a_flow_that_leaves_fixed_steps_takes_the_tolerances_of_the_config() -> None:
+    keys = ["MODEL.ODE.RTOL", "0.125", "MODEL.ODE.ATOL", "0.25", "MODEL.ODE.MAX_EVALUATIONS", "77"]
+    flows = ["MODEL.ODE.FLOWS", "[{'FLOW': 'res3', 'METHOD': 'dopri5'}]", "MODEL.DEVICE", "cpu"]
+    blocks = flows_of(build_network(load_config(QUICKSTART, [*keys, *flows]))).values()
+    assert [block.solver for block in blocks][1] == Adaptive("dopri5", rtol=0.125, atol=0.25, max_evaluations=77)
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
@@ -82,6 +89,7 @@ def test_the_solver_of_one_flow_is_given_in_a_file_or_on_the_command_line(tmp_pa
         ({"FLOW": "res3"}, "names a FLOW and its STEPS"),
         ({"STEPS": 3}, "names a FLOW and its STEPS"),
         ("res3", "names a FLOW and its STEPS"),
+        ({"FLOW": ["res3", "res4"], "STEPS": 1}, "names a FLOW and its STEPS"),
     ],
 )
 def test_a_flow_that_cannot_be_solved_so_says_why(entry: object, message: str) -> None:

@@ -1,5 +1,6 @@
 import json
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -336,3 +337,48 @@ def test_only_weights_with_flows_that_fit_go_back(detector: nn.Module, tmp_path:
     with pytest.raises(CheckpointError, match=r"res4\.4\.conv2\.weight: not in the file"):
         restore_for_config(tmp_path / "part.pth", config(), tmp_path / "back")
     assert list((tmp_path / "back").iterdir()) == []
+
+
+def test_a_misfit_leaves_the_file_that_was_there(tmp_path: Path) -> None:
+    state = build_model(config()).state_dict()
+    del state["backbone.bottom_up.res4.1.flow.field.pieces.3.conv2.weight"]
+    torch.save({"model": state}, tmp_path / "part.pth")
+    (tmp_path / "back").mkdir()
+    (tmp_path / "back" / "model.pth").write_text("mine")
+    with pytest.raises(CheckpointError, match=re.escape(f"{tmp_path / 'part.pth'} does not fit")):
+        restore_for_config(tmp_path / "part.pth", config(), tmp_path / "back")
+    assert [(file.name, file.read_text()) for file in (tmp_path / "back").iterdir()] == [("model.pth", "mine")]
+    partly = config("MODEL.ALLOW_PARTIAL_WEIGHTS", "True")
+    back = torch.load(restore_for_config(tmp_path / "part.pth", partly, tmp_path / "back"), weights_only=True)
+    assert len(back["model"]) == len(state)
+
+
+def test_what_is_read_is_not_overwritten(cifar: nn.Module, tmp_path: Path) -> None:
+    torch.save(build_model(config()).state_dict(), tmp_path / "model.pth")
+    before = (tmp_path / "model.pth").read_bytes()
+    for restore in (lambda f: restore_for_config(f, config(), tmp_path), lambda f: restore_weights(f, tmp_path)):
+        with pytest.raises(CheckpointError, match=r"model\.pth is what is read.* give another --output"):
+            restore(tmp_path / "back" / ".." / "model.pth")
+    assert (tmp_path / "model.pth").read_bytes() == before
+    torch.save(cifar.state_dict(), tmp_path / "ode_model.pth")
+    with pytest.raises(CheckpointError, match="is what is read"):
+        convert_weights(tmp_path / "ode_model.pth", "cifar:resnet20", tmp_path)
+    with pytest.raises(CheckpointError, match="is what is read"):
+        convert_for_config(str(tmp_path / "ode_model.pth"), config(), tmp_path)
+
+
+def test_a_network_without_flows_is_not_converted(detector: nn.Module, tmp_path: Path) -> None:
+    weights = zoo_file(detector, tmp_path / "model_final.pkl")
+    with pytest.raises(ConversionError, match=r"has none: MODEL\.ODE\.STAGES \[\]"):
+        convert_for_config(str(weights), config("MODEL.ODE.STAGES", "[]"), tmp_path / "ode")
+    assert not (tmp_path / "ode").exists()
+
+
+def test_weights_that_fit_in_part_are_converted_if_asked(detector: nn.Module, tmp_path: Path) -> None:
+    state = detector.state_dict()
+    del state["backbone.bottom_up.res4.3.conv2.weight"]
+    torch.save({"model": state}, tmp_path / "part.pth")
+    with pytest.raises(CheckpointError, match=r"set MODEL\.ALLOW_PARTIAL_WEIGHTS True"):
+        convert_for_config(str(tmp_path / "part.pth"), config(), tmp_path / "ode")
+    partly = config("MODEL.ALLOW_PARTIAL_WEIGHTS", "True")
+    assert convert_for_config(str(tmp_path / "part.pth"), partly, tmp_path / "ode").lossless

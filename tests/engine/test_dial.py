@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 import torch
 
+from ode_detect.detection.data import DatasetError
 from ode_detect.engine import dial as dials
+from ode_detect.engine import provenance as provenances
 from ode_detect.engine import run as runs
 from ode_detect.engine.budget import Budget, BudgetError, turn
 from ode_detect.engine.config import ConfigError, load_config
 from ode_detect.engine.dial import Dial
-from ode_detect.ode import FixedStep, NonFiniteStateError
-from ode_detect.ode.dial import flows_of
+from ode_detect.engine.trainer import build_network
+from ode_detect.ode import Adaptive, FixedStep, NonFiniteStateError, estimate_statistics
+from ode_detect.ode.dial import StatisticsError, flows_of
 from ode_detect.report.results import Results
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +29,7 @@ STEPS = {"steps": [1, 2], "methods": ["euler"]}
 @pytest.fixture(autouse=True)
 def two_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Times of two pictures are enough where nothing is made of them."""
-    monkeypatch.setattr(Dial.times, "__kwdefaults__", {"pictures": 2})
+    monkeypatch.setattr(dials, "PICTURES", 2)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +73,10 @@ def test_a_sweep_writes_numbers_and_a_plot(swept: tuple[Path, Results]) -> None:
     assert results.rows[0].cost["macs"] < results.rows[1].cost["macs"]
     assert all(row.cost["latency_ms"] > 0 for row in results.rows)
     assert "full steps: euler_2" in results.protocol
-    assert "2 training batches of 2" in results.protocol
+    assert "the full steps: the running averages in the checkpoint" in results.protocol
+    assert "all other settings estimated from 2 training batches of 2; " in results.protocol
+    assert "picked on squares itself among 2 settings: not an independent estimate" in results.protocol
+    assert results.machine["threads"] == torch.get_num_threads()
 
 
 def test_the_full_steps_give_what_an_evaluation_gives(swept: tuple[Path, Results], trained: list[str]) -> None:
@@ -126,7 +132,10 @@ def test_a_choice_is_a_config_that_gives_the_same_numbers(swept: tuple[Path, Res
     (evaluated,) = runs.evaluate_only(run).rows
     assert evaluated.metrics == row.metrics
     assert evaluated.cost["evaluations"] == row.cost["evaluations"]
-    assert choice.path.read_text().startswith(f"# {row.name}: AP50 ")
+    claim, *_ = choice.path.read_text().splitlines()
+    assert claim.startswith(f"# {row.name}: AP50 ")
+    assert f"; {torch.get_num_threads()} threads of {results.machine['cpu']}; " in claim
+    assert f"picked on squares itself among {len(results.rows)} settings: not an independent estimate" in claim
     assert (folder / f"{row.name}.yaml").read_text() == choice.path.read_text()
 
 
@@ -206,6 +215,85 @@ def test_another_network_is_not_mixed_in(swept: tuple[Path, Results], trained: l
         open_dial(trained, folder, str(tmp_path / "other.pth"))
     with pytest.raises(ConfigError, match="another config"):
         open_dial(trained, folder, "", "INPUT.MIN_SIZE_TEST", "80")
+
+
+def test_numbers_of_another_commit_are_not_mixed_in(
+    swept: tuple[Path, Results], trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provenances, "commit", lambda: "another")
+    with pytest.raises(ConfigError, match=r"the dial of another commit, .* Give another --output"):
+        open_dial(trained, swept[0])
+
+
+def test_a_refused_command_leaves_the_folder_as_it_was(swept: tuple[Path, Results], trained: list[str]) -> None:
+    files = [swept[0] / "sweep" / name for name in ("config.yaml", "environment.json")]
+    before = [file.read_text() for file in files]
+    with pytest.raises(ConfigError, match="another config"):
+        open_dial(trained, swept[0], "", "INPUT.MIN_SIZE_TEST", "80")
+    with pytest.raises(ConfigError, match="unknown flow 'res7'"):
+        turn(open_dial(trained, swept[0], "", "MODEL.ODE.RTOL", "0.001"), **STEPS, flows=["res7"])
+    assert [file.read_text() for file in files] == before
+
+
+@pytest.mark.parametrize("file", ["last_checkpoint", "metrics.json"])
+def test_the_folder_of_a_run_is_not_written_into(file: str, trained: list[str], tmp_path: Path) -> None:
+    (tmp_path / file).write_text("")
+    with pytest.raises(ConfigError, match=r"holds a run.* give another --output"):
+        open_dial(trained, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [file]
+
+
+def test_an_optimised_network_is_not_what_is_measured(trained: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"MODEL\.OPTIMIZE_FOR_INFERENCE .* set it to False here"):
+        open_dial(trained, tmp_path, "", "MODEL.OPTIMIZE_FOR_INFERENCE", "True")
+
+
+def test_statistics_that_cannot_be_estimated_are_told(
+    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(model: torch.nn.Module, batches: Any) -> int:
+        if any(block.solver.steps == 1 for block in flows_of(model).values()):
+            raise StatisticsError("not finite")
+        return estimate_statistics(model, batches)
+
+    monkeypatch.setattr(dials, "estimate_statistics", fail)
+    results, _ = turn(open_dial(trained, tmp_path), steps=[1, 3], methods=["euler"])
+    assert "batches of 2, but for euler_1: not finite, so those of the full steps; " in results.protocol
+    again, _ = turn(open_dial(trained, tmp_path), steps=[3], methods=["euler"])
+    assert "but for euler_1:" in again.protocol
+
+
+def test_data_that_fails_is_not_taken_for_statistics(
+    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(model: torch.nn.Module, batches: Any) -> int:
+        raise DatasetError("a picture is not there")
+
+    monkeypatch.setattr(dials, "estimate_statistics", fail)
+    with pytest.raises(DatasetError, match="not there"):
+        turn(open_dial(trained, tmp_path), **STEPS)
+
+
+def test_steps_and_tolerances_of_torchdiffeq_are_kept(trained: list[str], tmp_path: Path) -> None:
+    more = ("MODEL.ODE.RTOL", "0.125", "MODEL.ODE.MAX_EVALUATIONS", "77", "SOLVER.DIAL.STATISTICS_BATCHES", "0")
+    dial = open_dial(trained, tmp_path, "", *more)
+    settings = dial.settings([1, 3], ["implicit_adams", "dopri5"], ["res3"])
+    names = ["euler_2", "euler_2-implicit_adams_1-euler_2", "euler_2-implicit_adams_3-euler_2"]
+    assert [setting.name for setting in settings] == [*names, "euler_2-dopri5-euler_2"]
+    assert settings[2].solvers[1][1] == Adaptive("implicit_adams", rtol=0.125, max_evaluations=77, steps=3)
+    assert settings[3].solvers[1][1] == Adaptive("dopri5", rtol=0.125, max_evaluations=77)
+    dial.evaluate(settings[2])
+    again = open_dial(trained, tmp_path, "", *more)
+    assert again.measured[names[2]].setting == settings[2]
+    path = again.write_choice(settings[2], "a claim")
+    model = build_network(load_config(path))
+    assert [block.solver for block in flows_of(model).values()] == [solver for _, solver in settings[2].solvers]
+
+
+def test_a_flow_of_two_names_is_one(trained: list[str], tmp_path: Path) -> None:
+    dial = open_dial(trained, tmp_path)
+    assert dial.paths(["res3", "res3.flow"]) == [list(dial.flows)[1]]
+    assert dial.paths(None) == list(dial.flows)
 
 
 def test_a_network_without_flows_has_no_dial(trained: list[str], tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from ode_detect.engine.launch import run_tool
 from ode_detect.engine.trainer import Interrupted
 from ode_detect.ode import ConversionError, TooManyEvaluationsError
 from ode_detect.ode.names import UnknownNameError
+from ode_detect.report.plots import MetricsError
+from ode_detect.report.results import ResultsError
 
 
 @pytest.mark.parametrize(
@@ -19,8 +21,10 @@ from ode_detect.ode.names import UnknownNameError
         (UnknownNameError("look here"), 2, "error: look here"),
         (TooManyEvaluationsError(block="b", time=0.5, step="s", evaluations=9), 2, "after 9 evaluations"),
         (FloatingPointError("Loss became infinite"), 2, "Begin anew"),
-        (Interrupted("stopped after iteration 3"), 130, "--resume"),
-        (KeyboardInterrupt(), 130, "--resume"),
+        (MetricsError("look here"), 2, "error: look here"),
+        (ResultsError("look here"), 2, "error: look here"),
+        (Interrupted("stopped after iteration 3. Go on"), 130, "stopped after iteration 3. Go on\n"),
+        (KeyboardInterrupt("the same command goes on"), 130, "the same command goes on\n"),
     ],
 )
 def test_what_goes_wrong_is_told_and_coded(error: BaseException, code: int, said: str, capsys) -> None:
@@ -29,6 +33,14 @@ def test_what_goes_wrong_is_told_and_coded(error: BaseException, code: int, said
 
     assert run_tool(main, []) == code
     assert said in capsys.readouterr().err
+
+
+def test_what_cannot_go_on_does_not_say_so(capsys) -> None:
+    def main(arguments: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    assert run_tool(main, []) == 130
+    assert capsys.readouterr().err == "stopped.\n"
 
 
 def test_a_mistake_of_ours_keeps_its_traceback() -> None:

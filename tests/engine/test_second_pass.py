@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.engine import HookBase
-from detectron2.utils.events import EventStorage
+from detectron2.utils.events import EventStorage, get_event_storage
 from torch import nn
 
 from ode_detect.engine import run as runs
@@ -202,7 +202,8 @@ def test_bfloat16_autocast_covers_both_passes(squares_run: Overrides) -> None:
         ([*DIAL, "SOLVER.DIAL.METHODS", "['dopri5']"], "chooses its own steps"),
         ([*DIAL, "SOLVER.DIAL.WEIGHT", "0.0"], "not both 0"),
         ([*DIAL, "SOLVER.DIAL.WEIGHT", "-1.0"], "0 or more"),
-        ([*DIAL, "MODEL.ODE.ROLE", "twin"], "no ODEBlock"),
+        ([*DIAL, "MODEL.ODE.STAGES", "[]"], "no ODEBlock"),
+        (["SOLVER.DIAL.METHODS", "['euler']"], r"SOLVER\.DIAL\.STEPS is empty"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_it_begins(
@@ -210,6 +211,26 @@ def test_what_cannot_be_trained_is_refused_before_it_begins(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         trainer_for(squares_run("refused", *overrides))
+
+
+@pytest.mark.parametrize("role", ["twin", "ablation"])
+def test_what_the_network_is_compared_with_is_trained_by_the_same_config(role: str, squares_run: Overrides) -> None:
+    overrides = squares_run("other", *DIAL, "MODEL.ODE.ROLE", role, "SOLVER.MAX_ITER", "1", "TEST.EVAL_PERIOD", "0")
+    run, trainer = trainer_for(overrides)
+    trainer.train()
+    assert (run.folder / "model_final.pth").exists()
+
+
+def test_a_second_pass_of_the_task_draws_pictures_when_the_first_does(squares_run: Overrides) -> None:
+    model, data, run = small(squares_run, "VIS_PERIOD", "2", "SOLVER.DIAL.TASK_WEIGHT", "1.0")
+    second, drawn = SecondPass(run.cfg, model), []
+    model.visualize_training = lambda *arguments: drawn.append(get_event_storage().iter)
+    for iteration in (1, 2, 3):
+        with EventStorage(iteration):
+            with second.watched():
+                model(data)
+            second.run(data, lambda loss: None, torch.enable_grad)
+    assert drawn == [2, 2]
 
 
 def test_a_model_without_a_backbone_is_refused(squares_run: Overrides) -> None:

@@ -55,6 +55,8 @@ def drawing(record: dict[str, int]) -> tuple[int, float, float, float]:
     return record["id"], random.random(), float(np.random.rand()), float(torch.rand(()))
 
 
+# More workers than the cores that the test may use is what torch warns of.
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes:UserWarning")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_augmentation_depends_on_the_position_alone(workers: int) -> None:
     dicts = [{"id": index} for index in range(5)]

@@ -239,6 +239,8 @@ def test_only_evaluating_leaves_the_run_as_it_was(uninterrupted: runs.Run, whole
     assert (uninterrupted.folder / "evaluation" / "results.json").exists()
 
 
+# More workers than the cores that the test may use is what torch warns of.
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes:UserWarning")
 def test_a_resume_in_other_circumstances_is_the_uninterrupted_run_too(squares_run: Overrides) -> None:
     how = ["DATALOADER.NUM_WORKERS", "2", "DATALOADER.ASPECT_RATIO_GROUPING", "True", "SOLVER.AMP.ENABLED", "True"]
     whole = open_run(squares_run("a", *how, "SOLVER.MAX_ITER", "4"))

@@ -58,7 +58,7 @@ def test_a_mistake_ends_in_one_message_and_exit_code_2(arguments: list[str], mes
         (["MODEL.BACKBONE.NAME", "nowhere"], "nowhere"),
         (["MODEL.DEVICE", "cuda:77"], "GPU"),
         (["--eval-only", "MODEL.WEIGHTS", "none.pth"], "no checkpoint"),
-        (["--eval-only"], "nothing to evaluate"),
+        (["--eval-only"], "there are no weights"),
     ],
 )
 def test_a_network_that_cannot_be_built_or_filled_says_why(

@@ -319,3 +319,73 @@ def test_nothing_reached_is_nothing_certified(network):
     report = certify_model(network, picture(), run=lambda model, image: model.stem(image), repeats=1)
     assert report.verdict == "not reached"
     assert "nothing is certified" in str(report)
+
+
+class NoNumber(torch.autograd.Function):
+    """Zero, with a gradient that is not a number."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return torch.zeros_like(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * float("nan")
+
+
+@pytest.mark.parametrize("kind", [Checkpoint, Reversible])
+def test_a_gradient_that_is_not_a_number_is_wrong(kind, build, monkeypatch):
+    """In one parameter only, of one mode."""
+    solve = block.solve
+
+    def wrong(field, h, *, gradient, **arguments):
+        out = solve(field, h, gradient=gradient, **arguments)
+        if isinstance(gradient, kind) and not getattr(gradient, "keep", False):
+            out = out + NoNumber.apply(field.conv.bias).sum()
+        return out
+
+    monkeypatch.setattr(block, "solve", wrong)
+    report = certify_gradients(build(FixedStep(steps=3)), state(), repeats=1)
+    modes = by_mode(report)
+    wrong_modes = ["checkpoint", "binomial"] if kind is Checkpoint else ["reversible"]
+    assert [name for name, mode in modes.items() if mode.verdict == "WRONG"] == wrong_modes
+    assert all(modes[name].difference == float("inf") for name in wrong_modes)
+    assert not report.right
+
+
+def test_a_wrong_gradient_reaches_the_summary(network, monkeypatch):
+    right = certify_model(network, picture(), repeats=1)
+    assert right.right
+    assert right.to_dict()["right"] is True
+    assert str(right).splitlines()[-1].endswith("; its gradients are right")
+    solve = block.solve
+
+    def wrong(field, h, *, gradient, **arguments):
+        out = solve(field, h, gradient=gradient, **arguments)
+        if isinstance(gradient, Checkpoint) and out.requires_grad and float(field.rate.detach()) < 0.5:
+            out.register_hook(lambda grad: grad * 1.001)
+        return out
+
+    monkeypatch.setattr(block, "solve", wrong)
+    report = certify_model(network, picture(), repeats=1)
+    assert not report.right
+    assert report.to_dict()["right"] is False
+    *_, broken, last = str(report).splitlines()
+    assert broken == "gradients of second that are WRONG or failed: checkpoint, binomial"
+    assert last.endswith("; its gradients are NOT right")
+
+
+def test_an_error_of_the_field_is_a_failure(build, monkeypatch):
+    """Not a mode that does not apply."""
+    solve = block.solve
+
+    def fails(field, h, *, gradient, **arguments):
+        if gradient == Checkpoint():
+            raise ValueError("the field is out of its range")
+        return solve(field, h, gradient=gradient, **arguments)
+
+    monkeypatch.setattr(block, "solve", fails)
+    report = certify_gradients(build(FixedStep(steps=3)), state(), repeats=1)
+    mode = by_mode(report)["checkpoint"]
+    assert (mode.verdict, mode.remark) == ("failed", "the field is out of its range")
+    assert not report.right

@@ -22,6 +22,7 @@ from ode_detect.ode import (
     ODEBlock,
     PiecewiseConstant,
     ResidualBranch,
+    project_pieces,
     to_ode,
     to_resnet,
 )
@@ -442,3 +443,40 @@ def test_a_trained_network_converts_without_loss() -> None:
     assert all(
         torch.equal(t, state[f"module.{n}"]) for n, t in to_resnet(ode_model).state_dict().items() if "num" not in n
     )
+
+
+def test_layers_that_occur_twice_come_back() -> None:
+    """The same relu between the blocks, and the same block twice: runs end where they should, and nothing is lost."""
+    relu, blocks = nn.ReLU(), [TorchvisionBlock(8, 8) for _ in range(5)]
+    layers = [blocks[0], relu, blocks[1], relu, blocks[2], blocks[3], blocks[2], relu, blocks[0]]
+    model = lively(nn.Sequential(*layers)).eval()
+    ode_model, certificate = to_ode(model)
+    assert [run.blocks for run in certificate.runs] == [("0",), ("2",), ("4", "5", "6"), ("8",)]
+    assert certificate.lossless
+    back = to_resnet(ode_model)
+    assert list(back.state_dict()) == list(model.state_dict())
+    assert [type(layer) for layer in back._modules.values()] == [type(layer) for layer in model._modules.values()]
+    assert back[4] is back[6]
+    assert back[0] is back[8]
+    assert back[1] is back[3] is back[7]
+    h = torch.randn(2, 8, 6, 6)
+    assert torch.equal(back(h), model(h))
+
+
+def test_a_flow_that_is_held_twice_comes_back_in_both_places() -> None:
+    class Network(nn.Module):
+        def __init__(self, flow: nn.Module) -> None:
+            super().__init__()
+            self.one = self.two = flow
+
+    field = PiecewiseConstant([ResidualBranch(TorchvisionBlock(8, 8))])
+    back = to_resnet(Network(ODEBlock(field=field, allow_stateful_field=True)))
+    assert isinstance(back.one, TorchvisionBlock)
+    assert back.two is back.one
+
+
+@pytest.mark.parametrize("kind", ["piecewise", "hat"])
+def test_a_flow_on_fewer_pieces_still_freezes(kind) -> None:
+    ode_model, _ = to_ode(nn.Sequential(*[TorchvisionBlock(8, 8) for _ in range(3)]))
+    project_pieces(ode_model, [torch.randn(2, 8, 6, 6)], count=2, kind=kind)
+    assert not any(p.requires_grad for p in ode_model[0].freeze().parameters())

@@ -3,7 +3,15 @@ import torch
 from torch import nn
 
 from ode_detect.ode import Adaptive, BasicField, FixedStep, ODEBlock, estimate_statistics, in_pieces, solver_override
-from ode_detect.ode.dial import changed_solver, find_flow, flow_names, flows_of, set_solvers, statistics_kept
+from ode_detect.ode.dial import (
+    changed_solver,
+    find_flow,
+    flow_names,
+    flows_of,
+    set_solvers,
+    statistics_kept,
+    takes_steps,
+)
 from ode_detect.ode.names import UnknownNameError
 
 
@@ -84,12 +92,6 @@ def test_a_block_by_itself_has_a_dial_too(network):
         assert block.solver.steps == 7
 
 
-def test_nothing_asked_changes_nothing(network):
-    before = network.solvers
-    with solver_override(network):
-        assert network.solvers == before
-
-
 def test_set_solvers_stays_and_dry_only_tells(network):
     told = set_solvers(network, steps=2, flow="res2", dry=True)
     assert told == {"res2.2": FixedStep("euler", steps=2, projection="relu")}
@@ -113,6 +115,28 @@ def test_tolerances_are_kept_and_steps_come_back(smooth):
     assert changed_solver(Adaptive("rk4", steps=5), method="euler") == FixedStep("euler", steps=5)
     assert changed_solver(Adaptive("rk4", steps=5), steps=6) == Adaptive("rk4", steps=6)
     assert changed_solver(FixedStep(steps=5), method="implicit_adams", steps=6) == Adaptive("implicit_adams", steps=6)
+    assert changed_solver(FixedStep(steps=5), method="implicit_adams") == Adaptive("implicit_adams", steps=5)
+
+
+def test_a_flow_that_leaves_fixed_steps_takes_the_tolerances_that_are_given(smooth):
+    given = {"rtol": 1e-5, "atol": 1e-6, "max_evaluations": 77}
+    assert changed_solver(FixedStep(), method="dopri5", **given) == Adaptive("dopri5", **given)
+    assert changed_solver(FixedStep(), method="dopri5", atol=0.5) == Adaptive("dopri5", atol=0.5)
+    own = Adaptive("bosh3", rtol=1e-2, atol=1e-2, max_evaluations=50)
+    assert changed_solver(own, method="dopri5", **given) == Adaptive("dopri5", 1e-2, 1e-2, 50)
+    assert changed_solver(FixedStep(), method="rk4", **given) == FixedStep("rk4")
+    assert list(set_solvers(smooth, method="dopri5", **given).values()) == [Adaptive("dopri5", **given)] * 2
+    smooth.res2[2].solver = FixedStep(steps=2)
+    with solver_override(smooth, method="bosh3", flow="res2", **given):
+        assert smooth.solvers == [Adaptive("bosh3", **given), Adaptive("dopri5", **given)]
+
+
+def test_which_methods_take_steps():
+    assert takes_steps(FixedStep())
+    assert takes_steps(Adaptive("rk4"))
+    assert takes_steps(Adaptive("explicit_adams"))
+    assert not takes_steps(Adaptive("dopri5"))
+    assert not takes_steps(Adaptive("scipy_solver"))
 
 
 @pytest.mark.parametrize(
@@ -126,6 +150,11 @@ def test_tolerances_are_kept_and_steps_come_back(smooth):
         ({"steps": {"re": 2}}, "unknown flow 're'"),
         ({"steps": 2, "flow": "2"}, "'2' means res2.2, res3.2"),
         ({"method": "dopri5"}, "projected by 'relu' after each step; use one of euler"),
+        ({}, "neither was given; give steps or method"),
+        ({"flow": "res2"}, "neither was given; give steps or method"),
+        ({"steps": {"res2": 2}, "flow": "res3"}, "flow='res3' was given beside {'res2': 2}; leave flow out"),
+        ({"method": {"res2": "rk4"}, "steps": 2, "flow": "res3"}, "a mapping names its flows itself"),
+        ({"steps": {"res2": 2, "res2.flow": 3}}, r"'res2' and 'res2\.flow' are both res2\.2; leave one of them out"),
     ],
 )
 def test_an_impossible_request_is_refused_and_changes_nothing(network, arguments, message):
@@ -202,6 +231,36 @@ def test_statistics_follow_the_solver(smooth):
         found.append(smooth.res3[1].running_mean.clone())
     assert torch.equal(found[0], found[2])
     assert not torch.allclose(found[0], found[1])
+
+
+class Synchronised(nn.BatchNorm2d):
+    """Computes with the momentum, and counts no batches, as Detectron2's NaiveSyncBatchNorm does on many machines."""
+
+    def forward(self, x):
+        mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)
+        self.running_mean += self.momentum * (mean.detach() - self.running_mean)
+        self.running_var += self.momentum * (variance.detach() - self.running_var)
+        return nn.functional.batch_norm(x, mean, variance, self.weight, self.bias, eps=self.eps)
+
+
+def test_statistics_of_a_layer_that_computes_with_its_momentum():
+    norm, batches = Synchronised(3), [torch.randn(4, 3, 5, 5) * (k + 1) + k for k in range(3)]
+    estimate_statistics(nn.Sequential(norm), batches)
+    torch.testing.assert_close(norm.running_mean, torch.stack([x.mean((0, 2, 3)) for x in batches]).mean(0))
+    variances = [x.var((0, 2, 3), unbiased=False) for x in batches]
+    torch.testing.assert_close(norm.running_var, torch.stack(variances).mean(0))
+    assert norm.momentum == 0.1
+    assert not norm._forward_pre_hooks
+
+
+def test_a_layer_that_is_evaluated_several_times_averages_over_all():
+    field = NormField()
+    block = ODEBlock(field=field, solver=FixedStep(steps=3), allow_stateful_field=True)
+    seen = []
+    field.norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].mean((0, 2, 3))))
+    estimate_statistics(block, [torch.randn(4, 3, 5, 5) + k for k in range(2)])
+    assert len(seen) == 6
+    torch.testing.assert_close(field.norm.running_mean, torch.stack(seen).mean(0))
 
 
 def test_modes_and_momentum_come_back_and_dropout_does_not_act(smooth):

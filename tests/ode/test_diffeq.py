@@ -338,3 +338,33 @@ def test_the_adjoint_cannot_be_projected(method):
     block = ODEBlock(field=Logistic(), solver=FixedStep(method, projection="relu"), gradient="adjoint", name="res4")
     with pytest.raises(ValueError, match="'res4' is projected by 'relu' after each step; use gradient='checkpoint'"):
         block(start())
+
+
+@pytest.mark.parametrize(("steps", "taken"), [(1, 3), (3, 3), (4, 6), (6, 6), (12, 12)])
+@pytest.mark.parametrize("method", ["rk4", "explicit_adams"])
+def test_steps_are_over_the_whole_time_and_rounded_up_in_each_piece(method, steps, taken):
+    """Three pieces; 6 steps of rk4 are those of plain rk4 with 2 in each."""
+    block = ODEBlock(field=InPieces(), solver=Adaptive(method, steps=steps))
+    with record_solves(block, measure=False) as record, torch.no_grad():
+        out = block(start())
+    assert record.total.accepted == taken
+    if method == "rk4":
+        expected = start()
+        for piece, begin, end in block.field.segments():
+            times = torch.tensor([begin, end], dtype=torch.float64)
+            expected = odeint(piece, expected, times, method="rk4", options={"step_size": 3 / taken})[-1]
+        torch.testing.assert_close(out, expected.detach(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("pieces", [3, 7, 11])
+def test_whole_numbers_of_steps_are_not_rounded_up(pieces):
+    class Many(GrowthInPieces):
+        rates = (0.1,) * pieces
+
+    for duration in (0.3, 1.0, 7.7):
+        field = Many()
+        field.duration = duration
+        block = ODEBlock(field=field, solver=Adaptive("euler", steps=2 * pieces))
+        with record_solves(block, measure=False) as record, torch.no_grad():
+            block(start())
+        assert record.total.accepted == 2 * pieces

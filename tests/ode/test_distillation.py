@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from ode_detect.ode.distillation import distil
 from ode_detect.ode.refit import project_pieces
@@ -69,3 +70,27 @@ def test_what_cannot_be_distilled_says_what_to_do():
         distil(model(3, flows=2), teacher, pictures(), iterations=1)
     with pytest.raises(ValueError, match="all are frozen"):
         distil(copy.deepcopy(teacher).requires_grad_(False), teacher, pictures(), iterations=1)
+
+
+def test_a_flow_that_is_not_run_is_named_and_gradients_come_back():
+    class Half(nn.Module):
+        """Runs its second flow for large batches only."""
+
+        def __init__(self):
+            super().__init__()
+            self.all = model(3, flows=2)
+
+        def forward(self, x):
+            return self.all(x) if len(x) > 2 else self.all[:2](x)
+
+    teacher = Half()
+    student = copy.deepcopy(teacher)
+    for parameter in student.parameters():
+        parameter.grad = torch.full_like(parameter, 3.0)
+    batches = [pictures()[0], pictures()[1][:2]]
+    with pytest.raises(ValueError, match=r"the teacher did not run all\.2; call it with what runs all"):
+        distil(student, teacher, batches, iterations=4)
+    assert all(bool((p.grad == 3).all()) for p in student.parameters())
+    assert not any(m._forward_hooks for m in student.modules())
+    with pytest.raises(ValueError, match=r"did not run all\.2"):
+        distil(student, teacher, batches[1:], iterations=1)

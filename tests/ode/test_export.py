@@ -131,3 +131,56 @@ def test_missing_packages_are_named(missing, tmp_path, monkeypatch):
 def test_unknown_format(tmp_path):
     with pytest.raises(ValueError, match=r"unknown format 'onx'; known are onnx, torch\. Did you mean 'onnx'\?"):
         write(nn.Conv2d(4, 4, 1), torch.randn(1, 4, 6, 6), tmp_path / "n", format="onx")
+
+
+class Many(nn.Module):
+    """Outputs of several dtypes; the scores have no number where the picture is dark."""
+
+    def forward(self, picture):
+        scores = picture.flatten(1).mean(1)
+        return {"index": scores.argmax(0, keepdim=True), "scores": scores, "roots": scores.sqrt()}
+
+
+def test_integers_are_outputs_too_and_all_keep_their_names(format, tmp_path):
+    example = torch.stack([torch.full((1, 2, 2), value) for value in (4.0, 9.0, -1.0)])
+    done = write(Many(), example, tmp_path / "n", format=format)
+    assert done.outputs == ("index", "scores", "roots")
+    assert done.errors == {"index": 0.0, "scores": 0.0, "roots": 0.0}
+
+
+@pytest.mark.parametrize("where", ["many", "one"])
+@pytest.mark.parametrize("name", ["index", "roots"])
+def test_an_output_that_is_not_a_number_is_refused(name, where, format, tmp_path, monkeypatch):
+    """Any output, for the whole batch and for one picture."""
+    right = export.FORMATS[format]
+
+    def wrong(*arguments):
+        run = right(*arguments)
+        spoil = {name: torch.tensor([float("nan")])}
+        return lambda image: (
+            run(image)
+            | (
+                {k: v.expand(len(run(image)[k])) for k, v in spoil.items()}
+                if (len(image) > 1) == (where == "many")
+                else {}
+            )
+        )
+
+    monkeypatch.setitem(export.FORMATS, format, wrong)
+    with pytest.raises(ExportError, match=f"output '{name}' differs by inf"):
+        write(Many(), torch.rand(3, 1, 2, 2), tmp_path / "n", format=format)
+
+
+def test_outputs_without_a_name_are_refused(tmp_path):
+    class Pair:
+        def __init__(self, *parts):
+            self.parts = parts
+
+    torch.utils._pytree.register_pytree_node(Pair, lambda pair: (list(pair.parts), None), lambda parts, _: Pair(*parts))
+
+    class Odd(nn.Module):
+        def forward(self, x):
+            return {"twice": 2 * x, "pair": Pair(x + 1, x + 2)}
+
+    with pytest.raises(ExportError, match=r"has 3, of which these have one: twice\. Wrap it"):
+        write(Odd(), torch.randn(2, 3), tmp_path / "n", format="torch")

@@ -17,7 +17,7 @@ from ode_detect.ode import (
     in_pieces,
     record_solves,
 )
-from ode_detect.ode.gradients import GRADIENTS, Gradient, make_gradient
+from ode_detect.ode.gradients import GRADIENTS, Gradient, make_gradient, scheme_for
 from ode_detect.ode.memory import bytes_kept
 from ode_detect.ode.pieces import PIECES
 from ode_detect.ode.solvers import TABLEAUS
@@ -136,7 +136,7 @@ def test_checkpoint_of_an_adaptive_solve_is_backpropagation(method, build):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_adjoint_of_torchdiffeq_is_near_backpropagation(method, build):
-    solver = Adaptive(method, rtol=1e-4, atol=1e-5, steps=24, max_evaluations=10_000)
+    solver = Adaptive(method, rtol=1e-4, atol=1e-5, steps=48, max_evaluations=10_000)
     block, h = build(solver, "backprop", "piecewise"), state()
     expected = gradients(block, h)
     block.gradient = Adjoint()
@@ -388,3 +388,62 @@ def test_small_steps_do_not_vanish_in_half_precision(dtype: torch.dtype, gradien
     out.sum().backward()
     assert h.grad.dtype == dtype
     torch.testing.assert_close(h.grad, torch.ones_like(h), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("gradient", [*RECOMPUTED, Reversible()], ids=str)
+def test_a_graph_with_running_statistics_that_is_kept_can_be_used_again(gradient):
+    block = ODEBlock(
+        field=Gate(nn.BatchNorm2d(3)), solver=FixedStep(steps=3), gradient=gradient, allow_stateful_field=True
+    )
+    h = torch.randn(4, 3, 5, 5, requires_grad=True)
+    loss, inputs = block(h).square().sum(), [h, *block.parameters()]
+    statistics = {name: buffer.clone() for name, buffer in block.named_buffers()}
+    first = torch.autograd.grad(loss, inputs, retain_graph=True)
+    second = torch.autograd.grad(loss, inputs)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert all(torch.equal(statistics[name], buffer) for name, buffer in block.named_buffers())
+
+
+class StochasticDepth(nn.Module):
+    """As torchvision's: pictures are left out at random."""
+
+    def __init__(self):
+        super().__init__()
+        self.p = 0.5
+
+    def forward(self, x):
+        return x * (torch.rand(len(x), 1, 1, 1) > self.p) if self.training else x
+
+
+class Unseen(nn.Module):
+    """Draws, and nothing about it says so."""
+
+    def forward(self, x):
+        return nn.functional.dropout(x, 0.5)
+
+
+@pytest.mark.parametrize("layer", [StochasticDepth, Unseen])
+@pytest.mark.parametrize("gradient", [Checkpoint(), Checkpoint(every=2)], ids=str)
+def test_what_is_drawn_by_layers_that_torch_does_not_bring_is_drawn_once(gradient, layer):
+    field, h = Gate(layer()), torch.randn(6, 3, 5, 5)
+    results = []
+    for each in (Backprop(), gradient):
+        block = ODEBlock(field=field, solver=FixedStep("heun", steps=4), gradient=each, allow_stateful_field=True)
+        torch.manual_seed(3)
+        results.append(gradients(block, h))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("gradient", [Checkpoint(states=2), Reversible()], ids=str)
+def test_stochastic_depth_that_cannot_be_kept_is_refused(gradient):
+    field = Gate(StochasticDepth())
+    block = ODEBlock(field=field, solver=FixedStep(steps=2), gradient=gradient, allow_stateful_field=True)
+    with pytest.raises(ValueError, match="draw other masks"):
+        block(torch.randn(2, 3, 5, 5))
+
+
+def test_which_scheme_a_solve_without_a_gradient_has():
+    assert scheme_for(Checkpoint()) == Backprop()
+    assert scheme_for(Reversible(coupling=0.9)) == Reversible(coupling=0.9)
+    assert scheme_for(Reversible(), FixedStep("rk4")) == Reversible()
+    assert scheme_for(Reversible(), Adaptive()) == Backprop()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ode_detect.ode import BasicField, BottleneckField
+from ode_detect.ode import BasicField, BottleneckField, least_squares
 from ode_detect.ode.least_squares import (
     LinearEnd,
     NormalEquations,
@@ -182,3 +182,17 @@ def test_a_strong_ridge_changes_nothing():
     solved = system.solve(copy.deepcopy(start), ridge=1e9)
     for k, before in start.items():
         torch.testing.assert_close(solved[k], before, rtol=1e-5, atol=1e-5)
+
+
+def test_few_rows_tell_whether_an_end_is_linear(monkeypatch):
+    """Of a large state: the patches of all positions would take kernel times its memory, in float64."""
+    taken = []
+
+    def seen(hidden, slope, conv, where):
+        taken.append((len(hidden), len(where), where.device))
+        return sampled_rows(hidden, slope, conv, where)
+
+    monkeypatch.setattr(least_squares, "sampled_rows", seen)
+    state = torch.randn(4, 8, 40, 40)
+    assert find_linear_end(shaken(Branch()), 0.0, state) == LinearEnd("conv2", "bn2")
+    assert taken == [(1, 256, state.device)]

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import logging
 import math
@@ -204,6 +205,11 @@ def test_each_kind_of_solve_is_planned_once(flow, monkeypatch):
     block(picture())
     assert len(planned) == 3
     assert block.memory.chosen.kept == block.memory.measured
+    block.field = copy.deepcopy(block.field)
+    block(picture())
+    assert len(planned) == 4
+    copy.deepcopy(block)(picture())
+    assert len(planned) == 5
 
 
 def test_a_budget_that_nothing_fits_warns(flow):

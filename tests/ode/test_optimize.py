@@ -22,7 +22,7 @@ from ode_detect.ode import (
     solver_override,
 )
 from ode_detect.ode.folding import fold_norms
-from ode_detect.ode.optimize import OptimizationError, optimize_for_inference
+from ode_detect.ode.optimize import InferenceFlow, OptimizationError, optimize_for_inference
 from ode_detect.ode.packing import PackedConv2d, can_pack
 from ode_detect.ode.residual import ResidualBranch
 
@@ -198,7 +198,7 @@ def test_a_picture_is_made_where_no_example_is_given(with_statistics):
 @needs_onednn
 def test_evaluations_and_multiply_adds_are_counted_as_before(with_statistics):
     model, x = with_statistics(flow()), torch.randn(1, 8, 6, 6)
-    fast, report = optimize_for_inference(model, x, precision="float32")
+    fast, report = optimize_for_inference(model, x, precision="bfloat16", tolerance=0.03)
     assert report.packed == 6
     with record_solves(model) as before, record_solves(fast) as after:
         model(x)
@@ -275,34 +275,36 @@ def test_a_packed_convolution_is_the_convolution(arguments, dtype, relu):
 
 @needs_onednn
 def test_relu_goes_into_the_convolutions_of_a_field(with_statistics):
-    fast, _ = optimize_for_inference(with_statistics(flow(field=BottleneckField)), torch.randn(1, 8, 6, 6))
+    in_bfloat16 = {"precision": "bfloat16", "tolerance": 0.05}
+    bottleneck = with_statistics(flow(field=BottleneckField))
+    fast, _ = optimize_for_inference(bottleneck, torch.randn(1, 8, 6, 6), **in_bfloat16)
     assert [layer.relu for layer in fast.field.pieces[0].layers] == [True, True, False]
     branch = ODEBlock(field=ResidualBranch(Residual().eval()), allow_stateful_field=True)
-    fast, _ = optimize_for_inference(with_statistics(branch), torch.randn(1, 8, 6, 6))
+    fast, _ = optimize_for_inference(with_statistics(branch), torch.randn(1, 8, 6, 6), **in_bfloat16)
     assert [layer.relu for layer in fast.field.layers] == [True, False]
 
 
 @needs_onednn
 @pytest.mark.parametrize("size", [1.0, 2.0, 0.5])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_step_in_one_go_is_the_step(dtype, size, with_statistics):
+def test_a_step_in_one_go_is_the_step(size, with_statistics):
     model, h = with_statistics(flow()), torch.randn(2, 8, 6, 7).to(memory_format=torch.channels_last)
-    precision = str(dtype).removeprefix("torch.")
-    fast, _ = optimize_for_inference(model, h, precision=precision, tolerance=0.03)
+    fast, _ = optimize_for_inference(model, h, precision="bfloat16", tolerance=0.03)
     piece = copy.deepcopy(fast.field.pieces[0])
     assert piece.can_step(size)
     assert not piece.can_step(3.0)
     with torch.no_grad():
         expected = torch.relu(h + size * model.field.pieces[0](0.0, h))
-        given = piece.step(size, h := h.to(dtype))
+        given = piece.step(size, h := h.bfloat16())
     assert given is h
-    assert (given.float() - expected).norm() < (1e-5 if dtype == torch.float32 else 0.02) * expected.norm()
+    assert (given.float() - expected).norm() < 0.02 * expected.norm()
 
 
 @needs_onednn
 @pytest.mark.parametrize(("steps", "fused"), [(3, 3), (1, 0)])
 def test_steps_in_one_go_are_taken_where_they_can_be(steps, fused, with_statistics, monkeypatch):
-    fast, _ = optimize_for_inference(with_statistics(flow()), torch.randn(1, 8, 6, 6))
+    fast, _ = optimize_for_inference(
+        with_statistics(flow()), torch.randn(1, 8, 6, 6), precision="bfloat16", tolerance=0.03
+    )
     taken, step = [], packing.PackedBranch.step
     monkeypatch.setattr(packing.PackedBranch, "step", lambda *arguments: taken.append(1) or step(*arguments))
     with torch.no_grad(), solver_override(fast, steps=steps):
@@ -313,9 +315,9 @@ def test_steps_in_one_go_are_taken_where_they_can_be(steps, fused, with_statisti
 def test_without_onednn_convolutions_stay(with_statistics, monkeypatch):
     monkeypatch.setattr(optimize, "can_pack", lambda: False)
     model, x = with_statistics(flow()), torch.randn(1, 8, 6, 6)
-    fast, report = optimize_for_inference(model, x, precision="float32")
+    fast, report = optimize_for_inference(model, x, precision="bfloat16", tolerance=0.03)
     assert report.packed == 0
-    torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+    assert (fast(x) - model(x)).norm() < 0.03 * model(x).norm()
 
 
 def test_steps_of_a_residual_network_are_taken_in_bfloat16_and_smaller_ones_are_not(with_statistics):
@@ -391,3 +393,16 @@ def test_compiling_without_a_compiler_says_so(monkeypatch, with_statistics):
 def test_packing_needs_the_operators(monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert not packing.can_pack()
+
+
+def test_steps_are_taken_in_one_dtype_also_where_gradients_are_on_but_none_is_needed(with_statistics, monkeypatch):
+    """A caller who forgot torch.no_grad() gets the same speed."""
+    fast, _ = optimize_for_inference(with_statistics(flow()), torch.randn(1, 8, 6, 6), precision="float32")
+    taken, step = [], InferenceFlow._step
+    monkeypatch.setattr(InferenceFlow, "_step", lambda *arguments: taken.append(1) or step(*arguments))
+    h = torch.randn(1, 8, 6, 6)
+    out = fast(h)
+    assert len(taken) == 3
+    assert not out.requires_grad
+    with torch.no_grad():
+        assert torch.equal(out, fast(h))

@@ -126,6 +126,12 @@ def test_hats_share_the_gradient_out():
 def test_knots_must_be_of_one_build():
     with pytest.raises(ValueError, match="same build"):
         HatFunctions([Affine(), nn.Conv2d(1, 1, 1)])
+    with pytest.raises(
+        ValueError, match=r"'weight' is \(2, 1, 3, 3\) in knot 2 and \(2, 1, 1, 1\) in knot 0; build all"
+    ):
+        HatFunctions([nn.Conv2d(1, 2, 1), nn.Conv2d(1, 2, 1), nn.Conv2d(1, 2, 3)])
+    with pytest.raises(ValueError, match=r"'bias' is absent in knot 1 and \(2,\) in knot 0"):
+        HatFunctions([nn.Conv2d(1, 2, 1), nn.Conv2d(1, 2, 1, bias=False)])
 
 
 @pytest.mark.parametrize("duration", [0.5, 1.0, 2.5, 3.0, 4.5])

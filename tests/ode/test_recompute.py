@@ -4,13 +4,13 @@ from torch import nn
 
 from ode_detect.ode.recompute import (
     Totals,
-    draws_masks,
     recomputing,
     solve_from_every,
     solve_from_few,
     statistics_of,
     statistics_put_aside,
     without_graph,
+    without_trace,
 )
 
 GRID = [(float(i), float(i + 1)) for i in range(7)]
@@ -90,10 +90,14 @@ def test_statistics_are_put_aside_also_when_it_fails() -> None:
     assert all(torch.equal(before[name], buffer) for name, buffer in layer.named_buffers())
 
 
-def test_who_draws_masks() -> None:
-    assert draws_masks(nn.Sequential(nn.Dropout2d(0.1)))
-    assert not draws_masks(nn.Sequential(nn.Dropout2d(0.1)).eval())
-    assert not draws_masks(nn.Sequential(nn.Dropout(0.0), nn.Conv2d(2, 2, 1)))
+def test_evaluations_without_a_trace() -> None:
+    field = nn.Sequential(nn.BatchNorm2d(2), nn.Dropout(0.5))
+    before, random = {k: v.clone() for k, v in field.state_dict().items()}, torch.get_rng_state()
+    with without_trace(field, h := torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(1))):
+        field(h)
+        assert not torch.equal(field[0].running_mean, before["0.running_mean"])
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(before[k], v) for k, v in field.state_dict().items())
 
 
 def test_a_function_that_is_called_again() -> None:

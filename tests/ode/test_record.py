@@ -298,3 +298,24 @@ def test_the_table():
         "-----  ------  ---  ------------  --------  --------  -----  ----  -----------\n"
         "total       3   12             6         4         8    3.4  12.5        250.0"
     )
+
+
+def test_counting_leaves_statistics_and_random_numbers_alone():
+    """A flow in training with batch statistics and dropout is the same with and without a record."""
+
+    class Field(nn.Sequential):
+        def forward(self, t, h):
+            return super().forward(h)
+
+    field = Field(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Dropout(0.5))
+    block = ODEBlock(field=field, solver=FixedStep(steps=2), allow_stateful_field=True)
+    other, h = copy.deepcopy(block), torch.randn(2, 4, 5, 5)
+    torch.manual_seed(1)
+    expected = other(h)
+    torch.manual_seed(1)
+    with record_solves(block) as record:
+        out = block(h)
+    assert record.total.macs == 2 * 2 * 4 * 4 * 9 * 25
+    assert torch.equal(out, expected)
+    for (name, a), b in zip(block.named_buffers(), other.buffers(), strict=True):
+        assert torch.equal(a, b), name

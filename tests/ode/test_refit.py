@@ -14,6 +14,7 @@ from ode_detect.ode import (
     ODEBlock,
     PiecewiseConstant,
     ResidualBranch,
+    Reversible,
     in_pieces,
 )
 from ode_detect.ode.pieces import PIECES
@@ -289,3 +290,17 @@ def test_what_cannot_be_split_says_what_to_do():
         split_pieces(nn.Conv2d(3, 3, 1))
     with pytest.raises(ValueError, match="unknown flow '3'"):
         split_pieces(model(2), flow="3")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_output_of_a_reversible_flow_is_compared_by_its_own_scheme(kind):
+    network = model(4).double()
+    network[1].gradient = Reversible(coupling=0.7)
+    batches = [batch.double() for batch in pictures()]
+    with torch.no_grad():
+        states_in = [copy.deepcopy(network[0]).eval()(batch) for batch in batches]
+    before = outputs(network[1], states_in)
+    report = project_pieces(network, batches, count=2, kind=kind)
+    after = outputs(network[1], states_in)
+    share = float((after - before).norm() / before.norm())
+    assert report.flows[0].output == pytest.approx(share, rel=1e-9)

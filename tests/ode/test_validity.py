@@ -100,6 +100,15 @@ def test_rk4_is_swapped_for_the_three_eighths_rule():
     assert by_name(linear)[what].of_displacement < 1e-12
     assert 1e-9 < by_name(logistic)[what].of_displacement < 1e-2
     assert by_name(linear)[what].solver == Adaptive("rk4", steps=2, max_evaluations=8)
+    assert [change.what for change in linear.changes if change.limit] == [linear.changes[-1].what]
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4])
+def test_the_three_eighths_rule_takes_the_steps_of_a_flow_in_pieces(steps):
+    report = certify_flow(ODEBlock(field=ThreeRates(), solver=FixedStep("rk4", steps=steps)), state())
+    swapped = by_name(report)["3/8 rule at equal steps"]
+    assert swapped.solver.steps == steps
+    assert swapped.of_displacement < math.inf
 
 
 # --- verdicts ---

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from ode_detect.engine import certify as engine
 from ode_detect.engine.config import load_config
 from ode_detect.engine.launch import run_tool
 from ode_detect.engine.trainer import build_network
+from ode_detect.ode.certify import BlockReport, GradientReport, ModeReport, Report
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
@@ -78,6 +80,18 @@ def test_a_random_picture_needs_no_data_set(tool, weights: str, tmp_path: Path) 
     assert [block["shape"] for block in once["blocks"].values()] == [[1, 32, 16, 16], [1, 64, 8, 8], [1, 128, 4, 4]]
     for name, block in once["blocks"].items():
         assert block["flow"] == again["blocks"][name]["flow"]
+
+
+def test_a_gradient_that_is_not_right_is_exit_code_1(
+    tool, weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    wrong = GradientReport((ModeReport("backprop", "exact"), ModeReport("checkpoint", "WRONG")))
+    report = Report({"res4.flow": BlockReport(1, gradients=wrong)}, {})
+    monkeypatch.setattr(engine, "certify_run", lambda *_, **__: report)
+    with pytest.raises(SystemExit) as stop:
+        run_tool(tool.main, ["--config-file", QUICKSTART, "--output", str(tmp_path), "--weights", weights])
+    assert stop.value.code == 1
+    assert "gradients of res4.flow that are WRONG or failed: checkpoint" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ def test_a_mistake_is_told_and_coded(
         ([], "say what the weights are of"),
         (["--model", "cifar:resnet20", "MODEL.ODE.STEPS", "2"], "there is no --config-file"),
         (["--model", "cifar:resnet20", "--config-file", "c.yaml"], "not allowed with"),
+        (["--model", "cifar:resnet20", "--reverse"], "leave --model out with --reverse"),
     ],
 )
 def test_a_wrong_command_line_is_told(tool, arguments: list[str], said: str, capsys) -> None:

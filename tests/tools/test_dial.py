@@ -5,9 +5,9 @@ from types import ModuleType
 
 import pytest
 
+from ode_detect.engine import dial as dials
 from ode_detect.engine import run as runs
 from ode_detect.engine.config import load_config
-from ode_detect.engine.dial import Dial
 from ode_detect.engine.launch import run_tool
 from ode_detect.report.results import Results
 
@@ -40,12 +40,17 @@ def test_keys_may_stand_anywhere(tool: ModuleType) -> None:
         ["--budget-ms", "1", "--max-loss", "1"],
         ["--methods", "SEED", "1"],
         ["--steps", "SEED", "1"],
+        ["--flow", "MODEL.DEVICE", "cpu"],
     ],
 )
 def test_flags_that_make_no_sense_are_refused(tool: ModuleType, flags: list[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         tool.parse(["--config-file", "c.yaml", *flags])
     assert stop.value.code == 2
+
+
+def stop(*arguments: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_one_command_sweeps_and_chooses(
@@ -55,7 +60,7 @@ def test_one_command_sweeps_and_chooses(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Dial.times, "__kwdefaults__", {"pictures": 2})
+    monkeypatch.setattr(dials, "PICTURES", 2)
     small = ["INPUT.MIN_SIZE_TEST", "64", "MODEL.RPN.POST_NMS_TOPK_TEST", "30", "SOLVER.MAX_ITER", "2"]
     overrides = squares_run("run", "SOLVER.DIAL.STATISTICS_BATCHES", "1", "TEST.EVAL_PERIOD", "0", *small)
     run = runs.open_run(load_config(QUICKSTART, overrides), command="x", config_file=str(QUICKSTART), resume=False)
@@ -71,3 +76,6 @@ def test_one_command_sweeps_and_chooses(
     assert "above 0" in capsys.readouterr().err
     assert run_tool(tool.main, [*arguments, "--flow", "res7"]) == 2
     assert "unknown flow 'res7'" in capsys.readouterr().err
+    monkeypatch.setattr(dials.Dial, "evaluate", stop)
+    assert run_tool(tool.main, arguments) == 130
+    assert "the same command goes on" in capsys.readouterr().err

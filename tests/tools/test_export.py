@@ -59,13 +59,32 @@ def test_the_backbone_of_a_detector(format: str, tool, weights: str, tmp_path: P
         torch.testing.assert_close(given[name], wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
 
 
+def test_weights_that_are_named_win_over_the_run(tool, weights: str, tmp_path: Path) -> None:
+    """As for every tool: MODEL.WEIGHTS on the command line, then the run in OUTPUT_DIR."""
+    model = build_network(load_config(QUICKSTART, SMALL))
+    (tmp_path / "run").mkdir()
+    torch.save({"model": model.state_dict()}, tmp_path / "run" / "model_final.pth")
+    (tmp_path / "run" / "last_checkpoint").write_text("model_final.pth")
+    picture = torch.rand(1, 3, 32, 32) * 255
+    given = {}
+    for name, more in (("run", []), ("named", ["MODEL.WEIGHTS", weights])):
+        arguments = ["--config-file", QUICKSTART, "--output", str(tmp_path / name), "--format", "torch", *SMALL, *more]
+        assert run_tool(tool.main, [*arguments, "--size", "32", "32", "OUTPUT_DIR", str(tmp_path / "run")]) == 0
+        given[name] = torch.export.load(tmp_path / name / "backbone.pt2").module()(picture)["p2"]
+    model.eval()
+    with torch.no_grad():
+        expected = model.backbone(model.preprocess_image([{"image": picture[0]}]).tensor)["p2"]
+    torch.testing.assert_close(given["run"], expected, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(given["named"], given["run"], rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--size", "60", "96"], "multiples of 16, not 60 x 96"),
         (["--format", "onx"], "Did you mean 'onnx'?"),
         (["--weights", "none.pth"], "there is no checkpoint 'none.pth'"),
-        (["--weights", ""], "there is nothing to export"),
+        (["--weights", ""], "there are no weights"),
         (["MODEL.ODE.METHOD", "dopri5"], "which chooses its steps; set a FixedStep"),
         (["MODEL.META_ARCHITECTURE", "RetinaNet", "MODEL.RETINANET.IN_FEATURES", "['p2','p3']"], "RetinaNet; export"),
     ],

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import datetime
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
-
-import torch
+from typing import Any, Protocol
 
 from ode_detect.engine.config import ConfigError
+from ode_detect.engine.provenance import provenance
 from ode_detect.ode.names import check_name
 from ode_detect.report.plots import Panel, plot_panels, plot_ratios
-from ode_detect.report.results import Results, Row, commit, machine
+from ode_detect.report.results import Results, Row
 from ode_detect.report.rows import Comparison
 
-from . import detector, export, flow, gradients
+from . import conversion, detector, export, flow, gradients
 from .measure import MAX_ROUNDS, MIN_ROUNDS, Case, measure
 from .memory import keep_freed_memory
 
@@ -57,6 +55,7 @@ class Section:
 
 
 SECTIONS: dict[str, Section] = {
+    "conversion": Section("residual networks against themselves with flows", conversion.cases),
     "flow": Section("a fixed-step flow against residual blocks, a plain loop and torchdiffeq", flow.cases),
     "gradients": Section("bytes, time and exactness of each gradient, by steps", gradients.cases),
     "detector": Section("R-101-FPN Faster R-CNN, optimised for inference, against stock Detectron2", detector.cases),
@@ -70,47 +69,91 @@ def run_benchmark(
     *,
     quick: bool = False,
     command: str,
+    output: Path | None = None,
     seconds: float = SECONDS,
     tell: Callable[[str], None] = print,
 ) -> Results:
-    """Measure sections.
+    """Measure sections, and write what is measured as soon as a section is through.
+
+    Sections that are not measured again stay in the file: numbers that stand together are of one commit on one machine.
 
     Args:
         names: the sections; empty takes all.
         quick: tiny sizes and few rounds, to see that everything runs. The numbers mean nothing.
         command: what the user wrote, for the results.
+        output: the file; None writes none.
         seconds: about how long the rounds of a case of weight 1 take.
         tell: told a line after each case.
 
     Raises:
         UnknownNameError: there is no such section.
-        ConfigError: nothing is left to measure, since packages are missing.
+        ConfigError: nothing is left to measure, since packages are missing; or other sections are in the file, measured
+            otherwise.
+        OSError: the file cannot be written.
     """
     chosen = [check_name(name, SECTIONS, "section of the benchmark") for name in names] or list(SECTIONS)
+    about = {"what": _what(quick), **provenance(command), "protocol": PROTOCOL}
+    results = _others(output, chosen, about) if output else None
     keep_freed_memory()
-    rows: list[Row] = []
-    comparisons: list[Comparison] = []
+    measured = False
     for name in dict.fromkeys(chosen):
         section = SECTIONS[name]
         if section.missing:
             tell(f"{name}: left out, because {', '.join(section.missing)} is not installed")
             continue
+        rows: list[Row] = []
+        comparisons: list[Comparison] = []
         for case in section.cases(quick=quick):
             new_rows, new_comparisons = measure(case, section=name, seconds=0.0 if quick else seconds)
             rows += new_rows
             comparisons += new_comparisons
             tell(f"{name}: {case.name}" + "".join(f"; {c.ratio:.4g} of {_side(c)}" for c in new_comparisons))
-    if not rows:
+        part = Results(**about, rows=tuple(rows), comparisons=tuple(comparisons))
+        results, measured = _joined(results, part, name), True
+        if output:
+            results.write(output)
+    if results is None or not measured:
         raise ConfigError("a benchmark measures something, and nothing was left; install what is missing.")
-    return Results(
-        what="benchmark on a CPU" + (" (quick: the numbers mean nothing)" if quick else ""),
-        command=command,
-        commit=commit(),
-        date=datetime.date.today().isoformat(),
-        machine={**machine(), "threads": torch.get_num_threads()},
-        protocol=PROTOCOL,
-        rows=tuple(rows),
-        comparisons=tuple(comparisons),
+    return results
+
+
+def _what(quick: bool) -> str:
+    return "benchmark on a CPU" + (" (quick: the numbers mean nothing)" if quick else "")
+
+
+def _others(output: Path, chosen: Sequence[str], about: dict[str, Any]) -> Results | None:
+    """What an earlier benchmark left in the file, if its other sections may stand beside the new ones."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("a"):
+        pass  # before hours of measuring, not after
+    if not output.read_text():
+        output.unlink()
+        return None
+    before = Results.read(output)
+    different = [key for key in ("what", "protocol", "commit", "machine") if getattr(before, key) != about[key]]
+    if not different:
+        return before
+    others = [name for name in dict.fromkeys(row.config for row in before.rows) if name not in chosen]
+    if others:
+        raise ConfigError(
+            f"{output} holds {', '.join(others)}, of another {' and another '.join(different)}, which "
+            "cannot stand beside what is measured now; give another --output, or measure those sections too."
+        )
+    return None
+
+
+def _joined(before: Results | None, part: Results, section: str) -> Results:
+    """The results with one section measured anew."""
+    if before is None:
+        return part
+    rows = [row for row in before.rows if row.config != section]
+    names = {row.name for row in rows}
+    comparisons = [c for c in before.comparisons if {c.ours, c.other} <= names]
+    return replace(
+        part,
+        command="\n".join(dict.fromkeys([*(before.command.splitlines() if rows else []), part.command])),
+        rows=(*rows, *part.rows),
+        comparisons=(*comparisons, *part.comparisons),
     )
 
 

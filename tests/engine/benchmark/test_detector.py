@@ -32,7 +32,9 @@ def test_every_side_detects(case) -> None:
 
 def test_features_in_float32_differ_by_rounding_only(case) -> None:
     differences = [case.sides[f"optimised, {p}"].metrics["feature_difference"] for p in ("float32", "bfloat16")]
-    assert differences[0] < 1e-4 < differences[1] < 0.5
+    # How much these random weights enlarge the rounding of bfloat16 is what the stock detector shows.
+    rounding = case.sides["stock Detectron2, bfloat16 autocast"].metrics["feature_difference"]
+    assert differences[0] < 1e-4 < differences[1] < 1.5 * rounding
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +56,56 @@ def test_all_sections_are_measured_unless_some_are_named(two_sections: list[bool
     assert [c.met for c in results.comparisons] == [True, True]
     assert {row.config for row in run_benchmark(["two", "two"], command="", seconds=0.0).rows} == {"two"}
     assert two_sections == [False] * 3
+
+
+def sections(path: Path) -> list[str]:
+    return list(dict.fromkeys(row.config for row in Results.read(path).rows))
+
+
+def test_a_section_is_written_when_it_is_through(
+    two_sections: list[bool], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*, quick: bool) -> Iterator[Case]:
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setitem(run.SECTIONS, "two", Section("second", fail))
+    with pytest.raises(KeyboardInterrupt):
+        run_benchmark(command="", seconds=0.0, output=tmp_path / "new" / "b.json")
+    assert sections(tmp_path / "new" / "b.json") == ["one"]
+
+
+def test_the_other_sections_of_a_file_stay(two_sections: list[bool], tmp_path: Path) -> None:
+    path = tmp_path / "b.json"
+    run_benchmark(command="all", seconds=0.0, output=path)
+    results = run_benchmark(["one"], command="first", seconds=0.0, output=path)
+    assert Results.read(path) == results
+    assert [row.name for row in results.rows] == ["case 2: ours", "case 2: other", "case 3: ours", "case 3: other"]
+    assert [c.case for c in results.comparisons] == ["case 2", "case 3"]
+    assert results.command == "all\nfirst"
+
+
+@pytest.mark.parametrize("what", ["commit", "machine", "protocol"])
+def test_sections_that_were_measured_otherwise_are_not_mixed_in(
+    what: str, two_sections: list[bool], tmp_path: Path
+) -> None:
+    path = tmp_path / "b.json"
+    results = run_benchmark(command="all", seconds=0.0, output=path)
+    dataclasses.replace(results, **{what: {"cpu": "another"} if what == "machine" else "another"}).write(path)
+    before = path.read_text()
+    with pytest.raises(ConfigError, match=rf"holds two, of another {what}, .* give another --output"):
+        run_benchmark(["one"], command="", seconds=0.0, output=path)
+    assert path.read_text() == before
+    run_benchmark(command="", seconds=0.0, output=path)
+    assert sections(path) == ["one", "two"]
+
+
+def test_a_file_that_cannot_be_written_is_told_at_once(two_sections: list[bool], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "file" / "b.json"):
+        with pytest.raises(OSError, match=r"Not a directory|Is a directory|File exists"):
+            run_benchmark(command="", seconds=0.0, output=path)
+    assert two_sections == []
 
 
 def test_a_quick_run_says_that_it_is_worth_nothing(two_sections: list[bool]) -> None:
