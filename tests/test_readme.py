@@ -30,6 +30,10 @@ def test_a_claim_has_a_command_a_commit_and_what_it_is_compared_with(path: Path)
             relative = comparison.quantity in ours.metrics
             assert relative or {comparison.quantity} <= set(ours.cost) & set(other.cost), comparison
         assert "quick" not in results.what
+    elif results.what.startswith("The dial of"):  # one checkpoint at several settings; its twin is in another file
+        full = re.search(r"full steps: (\w+)", results.protocol)
+        assert full
+        assert {full[1]} < {row.name for row in results.rows}
     else:  # trained networks
         assert {"ode", "twin", "ablation"} <= {row.role for row in results.rows}
 
