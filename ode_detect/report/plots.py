@@ -223,8 +223,10 @@ def _settings(axes: Axes, rows: Sequence[Row], x: Sequence[float], y: Sequence[f
     for colour, method in zip(_colours(list(dict.fromkeys(methods))), dict.fromkeys(methods), strict=True):
         mine = [i for i, m in enumerate(methods) if m == method]
         axes.scatter([x[i] for i in mine], [y[i] for i in mine], s=26, color=colour, label=method, zorder=2)
-    for i in front:
-        axes.annotate(rows[i].name, (x[i], y[i]), (4, 5), textcoords="offset points", fontsize=7, color=_INK)
+    for rank, i in enumerate(sorted(front, key=lambda i: x[i])):
+        # Neighbours on the front lie close: by turns above and below.
+        offset = (4, 5) if rank % 2 else (4, -11)
+        axes.annotate(rows[i].name, (x[i], y[i]), offset, textcoords="offset points", fontsize=7, color=_INK)
     marked = [i for i, row in enumerate(rows) if row.name == full]
     ring = axes.scatter([x[i] for i in marked], [y[i] for i in marked], s=110, label=f"full steps ({full})", zorder=3)
     ring.set(facecolors="none", edgecolors=_INK, linewidths=1.2)
