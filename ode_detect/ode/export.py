@@ -182,7 +182,7 @@ def _require(package: str) -> Any:
     except ImportError as error:
         raise ExportError(
             f"an ONNX file needs the packages {', '.join(_PACKAGES)}, and {package} is not installed; "
-            "pip install \"ode_detect[export]\", or use the format 'torch'."
+            "pip install onnx onnxscript onnxruntime, or use the format 'torch'."
         ) from error
 
 

@@ -124,7 +124,7 @@ def test_missing_packages_are_named(missing, tmp_path, monkeypatch):
         return builtins if name in ("onnx", "onnxscript", "onnxruntime") else real(name, *rest)
 
     monkeypatch.setattr(export.importlib, "import_module", without)
-    with pytest.raises(ExportError, match=rf"and {missing} is not installed; pip install \"ode_detect\[export\]\""):
+    with pytest.raises(ExportError, match=rf"and {missing} is not installed; pip install onnx onnxscript"):
         write(nn.Conv2d(4, 4, 1), torch.randn(1, 4, 6, 6), tmp_path / "n")
 
 
