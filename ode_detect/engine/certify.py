@@ -10,6 +10,7 @@ from torch import nn
 
 from ode_detect.ode import ODEBlock
 from ode_detect.ode.certify import Report, certify_model
+from ode_detect.report.files import whole
 
 from .calls import calls_seen
 from .config import ConfigError
@@ -47,9 +48,9 @@ def certify_run(run: Run, *, weights: str = "", size: int | None = None) -> Repo
         "picture": picture,
         "model_output": "feature maps of the backbone" if hasattr(model, "backbone") else "output",
     }
-    run.folder.mkdir(parents=True, exist_ok=True)
     content = json.dumps({**about, **certificate.to_dict()}, indent=2, allow_nan=False)
-    (run.folder / "certificate.json").write_text(content + "\n")
+    with whole(run.folder / "certificate.json") as partial:
+        partial.write_text(f"{content}\n")
     return certificate
 
 

@@ -324,10 +324,10 @@ def _certify_twins(twin: nn.Module, ode_model: nn.Module, discrete: Mapping[str,
             runs.append(ConvertedRun(name, blocks, len(blocks), size, "relu"))
     generator = torch.Generator().manual_seed(0)
     picture = torch.rand(3, _SIDE, _SIDE, generator=generator) * 255
-    whole = Pairing(dict(discrete), {run.flow: run.blocks[-1] for run in runs})
+    paired = Pairing(dict(discrete), {run.flow: run.blocks[-1] for run in runs})
     examples: list[tuple[Any, Any, Any, Pairing, bool]] = [
-        (twin, ode_model, [{"image": picture, "height": _SIDE, "width": _SIDE}], whole, False),
-        (twin.backbone, ode_model.backbone, picture[None] - 128, _within(whole, "backbone."), True),
+        (twin, ode_model, [{"image": picture, "height": _SIDE, "width": _SIDE}], paired, False),
+        (twin.backbone, ode_model.backbone, picture[None] - 128, _within(paired, "backbone."), True),
     ]
     differences = Differences()
     for original, converted, example, pairing, training in examples:
@@ -354,5 +354,7 @@ def _within(pairing: Pairing, prefix: str) -> Pairing:
 def _write(file: Path, content: dict[str, Any], certificate: Certificate) -> None:
     with whole(file) as partial:
         torch.save(content, partial)
-    file.with_name("certificate.json").write_text(json.dumps(certificate.to_dict(), indent=2) + "\n")
-    file.with_name("certificate.txt").write_text(f"{certificate}\n")
+    texts = {"certificate.json": json.dumps(certificate.to_dict(), indent=2), "certificate.txt": str(certificate)}
+    for name, text in texts.items():
+        with whole(file.with_name(name)) as partial:
+            partial.write_text(f"{text}\n")

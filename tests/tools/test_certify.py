@@ -1,4 +1,3 @@
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,14 +13,6 @@ from ode_detect.ode.certify import BlockReport, GradientReport, ModeReport, Repo
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
-
-
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("certify_tool", ROOT / "tools" / "certify.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,6 @@
-import importlib.util
 from pathlib import Path
 
-import pytest
-
 from ode_detect.report.results import Results, Row
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("merge_results", ROOT / "tools" / "merge_results.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def run_folder(folder: Path, role: str, protocol: str = "p") -> Path:
