@@ -1,7 +1,8 @@
-"""Data sets of boxes: registered with Detectron2, checked before they are read, augmented."""
+"""Data sets of boxes: registered with Detectron2, checked before they are read."""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,20 +10,21 @@ from typing import Any
 
 import detectron2.data.datasets  # noqa: F401  registers COCO, LVIS, VOC, Cityscapes
 import numpy as np
-from detectron2.config import CfgNode, configurable
-from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog, build_detection_test_loader
-from detectron2.data import transforms as T
-from detectron2.data.build import get_detection_dataset_dicts
-from detectron2.data.datasets import register_coco_instances
-from detectron2.data.detection_utils import SizeMismatchError
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
+from detectron2.data.build import filter_images_with_only_crowd_annotations, get_detection_dataset_dicts
 from detectron2.structures import BoxMode
-from fvcore.transforms.transform import Transform
 
 from ode_detect.ode.names import UnknownNameError, check_name
 
+from . import custom
+from .annotations import box_faults, box_problems, describe
+from .errors import DatasetError, Problem
+from .mapper import Mapper
 
-class DatasetError(ValueError):
-    """A data set that is not there or not as it should be; the message says what is expected where."""
+logger = logging.getLogger("ode_detect.detection")
+# Data sets whose repairs were told since `register_datasets`, which every run begins with.
+_TOLD: set[str] = set()
 
 
 def datasets_root() -> Path:
@@ -36,18 +38,13 @@ def register_datasets(cfg: CfgNode) -> None:
     Raises:
         DatasetError: an entry of CUSTOM lacks a key, or takes the name of another data set.
     """
+    _TOLD.clear()
     trees = datasets_root() / "trees"
     for part in ("train", "test"):
-        _register(f"trees_{part}", trees / "annotations" / f"{part}.json", trees / part)
+        file = trees / "annotations" / f"{part}.json"
+        custom.register({"NAME": f"trees_{part}", "IMAGES": str(trees / part), "ANNOTATIONS": str(file)})
     for entry in cfg.DATASETS.CUSTOM:
-        keys = {"NAME", "IMAGES", "ANNOTATIONS"}
-        if not isinstance(entry, dict) or set(entry) != keys:
-            raise DatasetError(
-                f"an entry of DATASETS.CUSTOM has the keys NAME, IMAGES and ANNOTATIONS, and this one has "
-                f"{', '.join(sorted(entry)) if isinstance(entry, dict) and entry else 'none'}; "
-                "write {NAME: my_train, IMAGES: folder, ANNOTATIONS: file.json}."
-            )
-        _register(entry["NAME"], Path(entry["ANNOTATIONS"]), Path(entry["IMAGES"]))
+        custom.register(entry)
 
 
 def require_datasets(names: Sequence[str]) -> None:
@@ -74,18 +71,21 @@ def require_datasets(names: Sequence[str]) -> None:
         )
 
 
-def train_data(cfg: CfgNode) -> tuple[list[dict[str, Any]], DatasetMapper]:
+def train_data(cfg: CfgNode) -> tuple[list[dict[str, Any]], Mapper]:
     """The training pictures and what makes an example of one.
 
     Returns:
         Dataset dicts in Detectron2's format, and the mapper from one of them to a training example.
 
     Raises:
-        DatasetError: files are missing, cannot be read, hold no picture, or have more classes than the network.
+        DatasetError: files are missing, cannot be read, hold no picture, or have other classes than the network or
+            the test data.
     """
     names = list(cfg.DATASETS.TRAIN)
     dicts = read_dataset(names, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
     _check_classes(cfg, names)
+    _check_same_classes([*names, *cfg.DATASETS.TEST])
+    _check_masks(cfg, names, dicts)
     return dicts, Mapper(cfg, is_train=True)
 
 
@@ -101,105 +101,84 @@ def check_test_data(cfg: CfgNode) -> None:
         DatasetError: as for `train_data`.
     """
     for name in cfg.DATASETS.TEST:
-        read_dataset([name])
+        dicts = read_dataset([name], tell=False)
         _check_classes(cfg, [name])
+        _check_masks(cfg, [name], dicts)
+        custom.write_truth(name)
+    _check_same_classes(cfg.DATASETS.TEST)
 
 
-def read_dataset(names: list[str], *, filter_empty: bool = False) -> list[dict[str, Any]]:
-    """Dataset dicts in Detectron2's format.
+def read_dataset(names: Sequence[str], *, filter_empty: bool = False, tell: bool = True) -> list[dict[str, Any]]:
+    """Dataset dicts in Detectron2's format, without boxes that nothing can be learnt from.
+
+    Args:
+        names: the data sets, read one after the other.
+        filter_empty: leave out pictures without an object (crowd boxes are none).
+        tell: log what was dropped or repaired, once for each data set.
 
     Raises:
         DatasetError: files are missing, cannot be read, or hold no picture.
     """
     require_datasets(names)
-    try:
-        return get_detection_dataset_dicts(names, filter_empty=filter_empty)
-    except (AssertionError, ValueError, KeyError, OSError) as error:
-        raise DatasetError(
-            f"the annotations of {', '.join(names)} cannot be used ({type(error).__name__}: {error}). "
-            "They must be COCO JSON with at least one picture; datasets/README.md shows the form."
-        ) from error
-
-
-class Mapper(DatasetMapper):
-    """Detectron2's mapper with the augmentations of ``INPUT.SCALE_JITTER``, ``ANY_ORIENTATION``, ``COLOR_JITTER``.
-
-    Args:
-        min_visible: an object of which less than this share of the box is left is not trained on, in [0, 1].
-        arguments: of Detectron2's ``DatasetMapper``.
-    """
-
-    @configurable
-    def __init__(self, *, min_visible: float = 0.0, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self.min_visible = min_visible
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """Read the ``INPUT`` keys."""
-        arguments = super().from_config(cfg, is_train)
-        if is_train:
-            arguments["augmentations"] = _augmentations(cfg, arguments["augmentations"])
-            arguments["min_visible"] = cfg.INPUT.MIN_VISIBLE
-        return arguments
-
-    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """Make an example of a picture; one that cannot be read is named."""
+    dicts = []
+    for name in names:
         try:
-            return super().__call__(dataset_dict)
-        except (OSError, SyntaxError, SizeMismatchError) as error:
+            read = get_detection_dataset_dicts([name], filter_empty=False)
+        except DatasetError:
+            raise
+        except (AssertionError, ValueError, KeyError, OSError, TypeError, SyntaxError) as error:
             raise DatasetError(
-                f"{dataset_dict['file_name']} cannot be read as the picture that its annotations describe ({error}). "
-                "Replace it, or take it out of the annotations; then go on by --resume."
+                f"the annotations of {name} cannot be used ({type(error).__name__}: {error}). "
+                "They must be COCO JSON, or VOC XML, with at least one picture; datasets/README.md shows the form."
             ) from error
-
-    def _transform_annotations(self, dataset_dict: dict[str, Any], transforms: Any, image_shape: Any) -> None:
-        if self.min_visible > 0:
-            height, width = image_shape
-            kept = []
-            for annotation in dataset_dict["annotations"]:
-                box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
-                whole = transforms.apply_box(np.array([box]))[0]
-                left = np.clip(whole, 0, [width, height, width, height])
-                if _area(left) >= self.min_visible * _area(whole):
-                    kept.append(annotation)
-            dataset_dict["annotations"] = kept
-        super()._transform_annotations(dataset_dict, transforms, image_shape)
+        problems = MetadataCatalog.get(name).get("problems")
+        if problems is None:
+            problems = _drop_boxes(read)
+        if tell and problems and name not in _TOLD:
+            _TOLD.add(name)
+            logger.warning("annotations of %s, all %d pictures kept:\n%s", name, len(read), describe(problems))
+        dicts += _without_empty(name, read) if filter_empty else read
+    return dicts
 
 
-class ScaleJitter(T.Augmentation):
-    """Resize by a random factor, drawn uniformly in the logarithm.
-
-    Args:
-        smallest: least factor, > 0.
-        largest: greatest factor.
-    """
-
-    def __init__(self, smallest: float, largest: float) -> None:
-        super().__init__()
-        self.smallest, self.largest = smallest, largest
-
-    def get_transform(self, image: np.ndarray) -> Transform:
-        """Draw the factor for one picture."""
-        height, width = image.shape[:2]
-        factor = float(np.exp(np.random.uniform(np.log(self.smallest), np.log(self.largest))))
-        return T.ResizeTransform(height, width, max(1, round(height * factor)), max(1, round(width * factor)))
+def _without_empty(name: str, dicts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    kept = filter_images_with_only_crowd_annotations(dicts) if "annotations" in dicts[0] else dicts
+    if not kept:
+        raise DatasetError(
+            f"no picture of {name} has an object, and pictures without objects are left out; set "
+            "DATALOADER.FILTER_EMPTY_ANNOTATIONS False, or check the annotations."
+        )
+    if len(kept) < len(dicts):
+        logger.warning(
+            "%s: %d of %d pictures have no object and are left out (DATALOADER.FILTER_EMPTY_ANNOTATIONS True)",
+            *(name, len(dicts) - len(kept), len(dicts)),
+        )
+    return kept
 
 
-def _augmentations(cfg: CfgNode, base: list[Any]) -> list[Any]:
-    augmentations = list(base)
-    if cfg.INPUT.SCALE_JITTER:
-        smallest, largest = cfg.INPUT.SCALE_JITTER
-        augmentations.insert(0, ScaleJitter(smallest, largest))
-    if cfg.INPUT.ANY_ORIENTATION:
-        augmentations.append(T.RandomRotation([0, 90, 180, 270], sample_style="choice"))
-    if cfg.INPUT.COLOR_JITTER:
-        low, high = 1 - cfg.INPUT.COLOR_JITTER, 1 + cfg.INPUT.COLOR_JITTER
-        augmentations += [T.RandomBrightness(low, high), T.RandomContrast(low, high), T.RandomSaturation(low, high)]
-    return augmentations
+def _drop_boxes(dicts: list[dict[str, Any]]) -> tuple[Problem, ...]:
+    """Take bad boxes out of dataset dicts that somebody else has read."""
+    if "annotations" not in dicts[0]:
+        return ()
+    places = [(d, a) for d in dicts for a in d["annotations"]]
+    upright = [(d, a) for d, a in places if a.get("bbox_mode") in (BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)]
+    if not upright or len(upright) < len(places):
+        return ()
+    boxes = np.array([a["bbox"] for _, a in places], dtype=np.float64).reshape(-1, 4)
+    corners = np.array([a["bbox_mode"] == BoxMode.XYXY_ABS for _, a in places])
+    boxes[corners, 2:] -= boxes[corners, :2]
+    sizes = np.array([[d.get("width", np.inf), d.get("height", np.inf)] for d, _ in places], dtype=np.float64)
+    faults = box_faults(boxes, sizes)
+    problems = box_problems(faults, lambda i: f"{places[i][0]['file_name']}, bbox {list(places[i][1]['bbox'])}")
+    for i in np.flatnonzero(faults.over & ~faults.dropped).tolist():
+        places[i][1].update(bbox=faults.clipped[i].tolist(), bbox_mode=BoxMode.XYWH_ABS)
+    bad = {id(places[i][1]) for i in np.flatnonzero(faults.dropped).tolist()}
+    for record in dicts if bad else ():
+        record["annotations"] = [a for a in record["annotations"] if id(a) not in bad]
+    return tuple(problems)
 
 
-def _check_classes(cfg: CfgNode, names: list[str]) -> None:
+def _check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
     key = "MODEL.RETINANET.NUM_CLASSES" if "Retina" in cfg.MODEL.META_ARCHITECTURE else "MODEL.ROI_HEADS.NUM_CLASSES"
     head = cfg.MODEL.RETINANET if "RETINANET" in key else cfg.MODEL.ROI_HEADS
     for name in names:
@@ -210,19 +189,45 @@ def _check_classes(cfg: CfgNode, names: list[str]) -> None:
             )
 
 
-def _area(box: np.ndarray) -> float:
-    return float((box[2] - box[0]) * (box[3] - box[1]))
+def _check_same_classes(names: Sequence[str]) -> None:
+    classes = {name: MetadataCatalog.get(name).get("thing_classes") for name in names}
+    known = {name: list(value) for name, value in classes.items() if value is not None}
+    for name, value in known.items():
+        first = next(iter(known))
+        if value != known[first]:
+            raise DatasetError(
+                "training and test data have the same classes in the same order; "
+                f"{first} has {', '.join(known[first])}, and {name} has {', '.join(value)}. Give both the same "
+                "categories (VOC XML: the same CLASSES in DATASETS.CUSTOM)."
+            )
 
 
-def _register(name: str, annotations: Path, images: Path) -> None:
-    if name in DatasetCatalog.list():
-        if MetadataCatalog.get(name).get("json_file") == str(annotations):
-            return
-        raise DatasetError(f"a data set named {name!r} is registered already; choose another NAME in DATASETS.CUSTOM.")
-    register_coco_instances(name, {}, str(annotations), str(images))
+def _check_masks(cfg: CfgNode, names: Sequence[str], dicts: Sequence[dict[str, Any]]) -> None:
+    """Masks must be there, and of the kind that the config says, if masks are learnt."""
+    if not cfg.MODEL.MASK_ON:
+        return
+    what = ", ".join(names)
+    for record in dicts:
+        for annotation in record.get("annotations", ()):
+            mask = annotation.get("segmentation")
+            if annotation.get("iscrowd", 0) and not annotation.get("difficult"):
+                continue
+            if mask is None:
+                raise DatasetError(
+                    f"the network learns masks (MODEL.MASK_ON), and an object in {record['file_name']} of {what} has "
+                    "none that can be used; set MODEL.MASK_ON False, or give each object its segmentation."
+                )
+            if isinstance(mask, dict) and cfg.INPUT.MASK_FORMAT == "polygon":
+                raise DatasetError(
+                    f"INPUT.MASK_FORMAT is polygon, and an object in {record['file_name']} of {what} has its mask as "
+                    "RLE; set INPUT.MASK_FORMAT bitmask, which takes both."
+                )
 
 
 def _expected_files(name: str) -> list[str]:
     metadata = MetadataCatalog.get(name)
+    source = metadata.get("source")
+    if source is not None:
+        return [str(path) for path in source.files()]
     paths = [metadata.get(key) for key in ("json_file", "image_root", "dirname", "image_dir", "gt_dir")]
     return [str(path) for path in paths if path]

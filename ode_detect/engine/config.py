@@ -52,16 +52,19 @@ def add_ode_config(cfg: CfgNode) -> None:
     cfg.MODEL.ODE.FLOWS = []
     # After each fixed step: "relu", as a ResNet does after its sum, or "none".
     cfg.MODEL.ODE.PROJECTION = "relu"
-    # Tolerances and the limit of evaluations of an adaptive method.
+    # Relative tolerance of an adaptive method.
     cfg.MODEL.ODE.RTOL = 1e-3
+    # Absolute tolerance of an adaptive method.
     cfg.MODEL.ODE.ATOL = 1e-4
+    # The most evaluations of an adaptive method in one solve; more are an error.
     cfg.MODEL.ODE.MAX_EVALUATIONS = 1000
     # How the gradient is paid: "backprop" (memory grows with steps), "checkpoint" (exact, recomputes), "reversible"
     # (exact, constant memory, a scheme of its own with twice the evaluations; no projection), "auto" (the fastest of
     # backprop and checkpoint within MEMORY_BUDGET), "adjoint" (torchdiffeq's, inexact).
     cfg.MODEL.ODE.GRADIENT = "backprop"
-    # checkpoint: keep each k-th state, or at most this many states at any time (binomial schedule; 0: by EVERY).
+    # checkpoint: keep each k-th state.
     cfg.MODEL.ODE.CHECKPOINT_EVERY = 1
+    # checkpoint: keep at most this many states at any time (binomial schedule); 0: by CHECKPOINT_EVERY.
     cfg.MODEL.ODE.CHECKPOINT_STATES = 0
     # reversible: the coupling, in (0, 1).
     cfg.MODEL.ODE.COUPLING = 0.99
@@ -78,9 +81,9 @@ def add_ode_config(cfg: CfgNode) -> None:
 
     # "SGD" (with MOMENTUM and NESTEROV) or "AdamW".
     cfg.SOLVER.OPTIMIZER = "SGD"
-    # Training for the dial: in each iteration every flow draws its steps from STEPS for a second pass, whose features
-    # learn from those of the pass at the full steps. [] trains without.
     cfg.SOLVER.DIAL = CfgNode()
+    # Training for the dial: in each iteration every flow draws its steps from these for a second pass, whose features
+    # learn from those of the pass at the full steps. [] trains without.
     cfg.SOLVER.DIAL.STEPS = []
     # Methods to draw from; [] keeps that of each flow.
     cfg.SOLVER.DIAL.METHODS = []
@@ -91,8 +94,12 @@ def add_ode_config(cfg: CfgNode) -> None:
     # Training batches from which tools/dial.py estimates the statistics of BatchNorm for each setting.
     cfg.SOLVER.DIAL.STATISTICS_BATCHES = 25
 
-    # One's own data sets in COCO JSON: [{NAME: my_train, IMAGES: path/to/images, ANNOTATIONS: path/to/train.json}].
+    # One's own data sets: [{NAME: my_train, IMAGES: path/to/images, ANNOTATIONS: path/to/train.json}] for COCO JSON.
+    # VOC XML: ANNOTATIONS is the folder of the XML files, SPLIT (optional) a file with one id per line, CLASSES
+    # (optional) the names in order. EVALUATOR (optional): "coco", "voc" (AP as since 2010) or "voc2007".
     cfg.DATASETS.CUSTOM = []
+    # Leave pictures without an object out of training. Detectron2's default is True; here they are kept as negatives.
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
 
     # Random scale of a training picture: [smallest, largest] factor, drawn uniformly in the logarithm. [] draws none.
     cfg.INPUT.SCALE_JITTER = []
@@ -103,6 +110,9 @@ def add_ode_config(cfg: CfgNode) -> None:
     # An object of which less than this share of its box is left after cropping is not trained on.
     cfg.INPUT.MIN_VISIBLE = 0.0
 
+    # Precision, recall, F1 and the confusion matrix count detections with a score of this or more, in [0, 1].
+    cfg.TEST.SCORE_THRESHOLD = 0.5
+
     # "cpu" unless there is a GPU.
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -111,7 +121,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
     """Read a config file.
 
     Args:
-        path: a yaml file; its ``_BASE_`` is read first.
+        path: a yaml file; its ``_BASE_`` is read first, or one after the other if it is a list.
         overrides: key, value, key, value, ... that win over the file.
 
     Returns:
@@ -194,13 +204,14 @@ def _keys(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _with_bases(path: Path) -> list[Path]:
-    base = _read_yaml(path).get("_BASE_", "")
-    if not base:
-        return [path]
-    file = path.parent / base
-    if not file.is_file():
-        raise ConfigError(f"{path} builds on {str(base)!r}, which is not there; _BASE_ is relative to the file.")
-    return [path, *_with_bases(file)]
+    bases = _read_yaml(path).get("_BASE_") or []
+    files = [path]
+    for base in bases if isinstance(bases, list) else [bases]:
+        file = path.parent / str(base)
+        if not file.is_file():
+            raise ConfigError(f"{path} builds on {str(base)!r}, which is not there; _BASE_ is relative to the file.")
+        files += _with_bases(file)
+    return files
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
-from ode_detect.detection.data import DatasetError, Mapper, ScaleJitter, register_datasets, require_datasets, train_data
+from ode_detect.detection.data import DatasetError, register_datasets, require_datasets, train_data
+from ode_detect.detection.mapper import Mapper, ScaleJitter
 from ode_detect.engine.config import load_config
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,0 +1,48 @@
+"""What is wrong with data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class DatasetError(ValueError):
+    """A data set that is not there or not as it should be; the message says what is expected where."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One rule that annotations break.
+
+    Attributes:
+        rule: what is wrong, as a plural: "boxes without width or height".
+        where: each place, with what came in.
+        done: what reading does about it ("dropped"); "" if it cannot go on.
+    """
+
+    rule: str
+    where: tuple[str, ...]
+    done: str = ""
+
+    def __str__(self) -> str:
+        """Count, rule, what is done, and the first places."""
+        shown = "; ".join(self.where[:3]) + (f"; and {len(self.where) - 3} more" if len(self.where) > 3 else "")
+        return f"{len(self.where)} {self.rule}{f', {self.done}' if self.done else ''}: {shown}"
+
+
+def refuse(problems: Sequence[Problem], source: object) -> None:
+    """Stop at what reading cannot repair.
+
+    Args:
+        problems: what was found.
+        source: the annotations, for the message.
+
+    Raises:
+        DatasetError: a problem has nothing done about it.
+    """
+    fatal = [str(problem) for problem in problems if not problem.done]
+    if fatal:
+        raise DatasetError(
+            f"{source} cannot be used as COCO JSON, or VOC XML, with its pictures:\n  " + "\n  ".join(fatal) + "\n"
+            "Correct them, or have tools/check_dataset.py list all of them (and write a repaired copy by --fix)."
+        )

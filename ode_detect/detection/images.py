@@ -1,0 +1,107 @@
+"""Reading pictures: of any mode, upright, 8 bits, or refused with a message that names the file."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from detectron2.data.detection_utils import convert_PIL_to_numpy
+from detectron2.utils.file_io import PathManager
+from numpy.typing import NDArray
+from PIL import Image
+
+from .errors import DatasetError
+
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
+# What Pillow's decoders raise for broken files.
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error, Image.DecompressionBombError)
+
+
+def read_image(path: str | Path, format: str = "BGR") -> NDArray[np.uint8]:
+    """Read a picture as training, test and prediction see it.
+
+    It is turned upright by its EXIF tag. Grey, palette, 1-bit and CMYK become colour; of 16 bits the upper 8 are kept;
+    what is transparent is laid on white. Of several frames the first is read.
+
+    Args:
+        path: of any type that Pillow knows, whatever its extension says.
+        format: order of the channels, "BGR" or "RGB"; another of Detectron2's ``INPUT.FORMAT`` gives what
+            Detectron2 gives for it.
+
+    Returns:
+        Values in 0..255, shape (H, W, 3).
+
+    Raises:
+        DatasetError: it is not there, is not a picture, is cut short, or has more than 16 bits.
+    """
+    try:
+        with PathManager.open(str(path), "rb") as file, Image.open(file) as image:
+            turn = _TURNS.get(orientation(image))
+            colour = _to_rgb(image, path)
+            upright = colour.transpose(turn) if turn is not None else colour
+            return np.ascontiguousarray(convert_PIL_to_numpy(upright, format))
+    except DatasetError:
+        raise
+    except _BROKEN as error:
+        raise DatasetError(
+            f"{path} cannot be read as a picture ({type(error).__name__}: {error}). Replace it, or leave it out."
+        ) from error
+
+
+def read_size(path: str | Path) -> tuple[int, int]:
+    """Width and height of a picture, upright, from its header.
+
+    Raises:
+        DatasetError: it is not there, or is not a picture.
+    """
+    try:
+        with PathManager.open(str(path), "rb") as file, Image.open(file) as image:
+            width, height = image.size
+            return (height, width) if orientation(image) in (5, 6, 7, 8) else (width, height)
+    except _BROKEN as error:
+        raise DatasetError(
+            f"{path} cannot be read as a picture ({type(error).__name__}: {error}). Replace it, or leave it out."
+        ) from error
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation of a picture, 1 (upright) to 8; 1 where there is none that can be read."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # a broken tag says nothing about the picture, and may raise anything
+        return 1
+
+
+def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
+    if image.mode in ("RGB", "L", "1", "CMYK", "YCbCr", "RGBX") and "transparency" not in image.info:
+        return image.convert("RGB")
+    if image.mode in _WITH_ALPHA or "transparency" in image.info or image.mode == "P":
+        colour = image.convert("RGBA")
+        white = Image.new("RGBA", colour.size, "white")
+        return Image.alpha_composite(white, colour).convert("RGB")
+    if image.mode.startswith("I"):
+        # Pillow would cut every value above 255 to 255.
+        values = np.asarray(image)
+        if values.size and (values.min() < 0 or values.max() > 0xFFFF):
+            raise DatasetError(_too_deep(path, f"values from {values.min()} to {values.max()}"))
+        return Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
+    raise DatasetError(_too_deep(path, f"Pillow's mode {image.mode}"))
+
+
+def _too_deep(path: str | Path, found: str) -> str:
+    return (
+        f"a picture has 8 or 16 bits a channel, and {path} has {found}; nobody but you knows which value is white. "
+        "Save it with 8 bits."
+    )

@@ -1,0 +1,125 @@
+"""From a dataset dict to an example: the picture read, augmented, its objects turned with it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import configurable
+from detectron2.data import DatasetMapper
+from detectron2.data import detection_utils as utils
+from detectron2.data import transforms as T
+from detectron2.structures import BoxMode
+from fvcore.transforms.transform import Transform
+
+from .errors import DatasetError
+from .images import read_image
+
+
+class Mapper(DatasetMapper):
+    """Detectron2's mapper with the augmentations of ``INPUT.SCALE_JITTER``, ``ANY_ORIENTATION``, ``COLOR_JITTER``.
+
+    Args:
+        min_visible: an object of which less than this share of the box is left is not trained on, in [0, 1].
+        arguments: of Detectron2's ``DatasetMapper``.
+    """
+
+    @configurable
+    def __init__(self, *, min_visible: float = 0.0, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.min_visible = min_visible
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """Read the ``INPUT`` keys."""
+        arguments = super().from_config(cfg, is_train)
+        if is_train:
+            arguments["augmentations"] = _augmentations(cfg, arguments["augmentations"])
+            arguments["min_visible"] = cfg.INPUT.MIN_VISIBLE
+        return arguments
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """Make an example of a picture, as Detectron2's mapper does, with our reading of files.
+
+        Raises:
+            DatasetError: the picture cannot be read, or is not of the size that its annotations are for.
+        """
+        example = copy.deepcopy(dataset_dict)
+        image = read_image(example["file_name"], format=self.image_format)
+        try:
+            utils.check_image_size(example, image)
+        except utils.SizeMismatchError as error:
+            raise DatasetError(
+                f"{example['file_name']} cannot be read as the picture that its annotations describe ({error}). "
+                "tools/check_dataset.py lists all such pictures."
+            ) from error
+        semantic = example.pop("sem_seg_file_name", None) if self.is_train else None
+        classes = utils.read_image(semantic, "L").squeeze(2) if semantic else None
+        augmented = T.AugInput(image, sem_seg=classes)
+        transforms = self.augmentations(augmented)
+        shape = augmented.image.shape[:2]
+        example["image"] = torch.as_tensor(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
+        if semantic:
+            example["sem_seg"] = torch.as_tensor(augmented.sem_seg.astype("long"))
+        if self.proposal_topk is not None:
+            utils.transform_proposals(example, shape, transforms, proposal_topk=self.proposal_topk)
+        if not self.is_train:
+            example.pop("annotations", None)
+        elif "annotations" in example:
+            self._transform_annotations(example, transforms, shape)
+        return example
+
+    def _transform_annotations(self, dataset_dict: dict[str, Any], transforms: Any, image_shape: Any) -> None:
+        for annotation in dataset_dict["annotations"]:
+            # Detectron2 trains on the difficult objects of VOC, and leaves them out of evaluation.
+            if annotation.pop("difficult", 0):
+                annotation["iscrowd"] = 0
+        if self.min_visible > 0:
+            height, width = image_shape
+            kept = []
+            for annotation in dataset_dict["annotations"]:
+                box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+                whole = transforms.apply_box(np.array([box]))[0]
+                left = np.clip(whole, 0, [width, height, width, height])
+                if _area(left) >= self.min_visible * _area(whole):
+                    kept.append(annotation)
+            dataset_dict["annotations"] = kept
+        super()._transform_annotations(dataset_dict, transforms, image_shape)
+
+
+class ScaleJitter(T.Augmentation):
+    """Resize by a random factor, drawn uniformly in the logarithm.
+
+    Args:
+        smallest: least factor, > 0.
+        largest: greatest factor.
+    """
+
+    def __init__(self, smallest: float, largest: float) -> None:
+        super().__init__()
+        self.smallest, self.largest = smallest, largest
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """Draw the factor for one picture."""
+        height, width = image.shape[:2]
+        factor = float(np.exp(np.random.uniform(np.log(self.smallest), np.log(self.largest))))
+        return T.ResizeTransform(height, width, max(1, round(height * factor)), max(1, round(width * factor)))
+
+
+def _augmentations(cfg: CfgNode, base: list[Any]) -> list[Any]:
+    augmentations = list(base)
+    if cfg.INPUT.SCALE_JITTER:
+        smallest, largest = cfg.INPUT.SCALE_JITTER
+        augmentations.insert(0, ScaleJitter(smallest, largest))
+    if cfg.INPUT.ANY_ORIENTATION:
+        augmentations.append(T.RandomRotation([0, 90, 180, 270], sample_style="choice"))
+    if cfg.INPUT.COLOR_JITTER:
+        low, high = 1 - cfg.INPUT.COLOR_JITTER, 1 + cfg.INPUT.COLOR_JITTER
+        augmentations += [T.RandomBrightness(low, high), T.RandomContrast(low, high), T.RandomSaturation(low, high)]
+    return augmentations
+
+
+def _area(box: np.ndarray) -> float:
+    return float((box[2] - box[0]) * (box[3] - box[1]))

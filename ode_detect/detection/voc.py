@@ -1,0 +1,179 @@
+"""PASCAL VOC XML as COCO content."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from .errors import DatasetError, Problem
+
+
+def read_voc(
+    annotations: Path, images: Path, *, split: Path | None = None, classes: Sequence[str] = ()
+) -> tuple[dict[str, Any], list[Problem]]:
+    """Read one XML file for each picture.
+
+    VOC counts pixels from 1 and a box ends with its last pixel, so ``xmin`` 1 is the left edge, 0. An object marked
+    ``difficult`` becomes a crowd box, which evaluation ignores, and keeps its mark so that it can be trained on.
+
+    Args:
+        annotations: folder of the XML files.
+        images: folder of the pictures, named as their XML files, or as these say.
+        split: text file with one id (name of an XML file without ``.xml``) per line; None takes all.
+        classes: names in the order of their numbers; empty takes all that occur, sorted.
+
+    Returns:
+        Content in COCO's form, images numbered from 1 in the order of the split, for `annotations.repair`; and the
+        problems that only the files show.
+
+    Raises:
+        DatasetError: a file of the split is missing, or is not VOC XML.
+    """
+    names, problems = _names(annotations, split)
+    files: dict[str, list[str]] = {}
+    for file in sorted(images.iterdir()):
+        files.setdefault(file.stem, []).append(file.name)
+    pictures: list[dict[str, Any]] = []
+    objects: list[tuple[int, str, dict[str, Any]]] = []
+    missing = []
+    for number, name in enumerate(names, start=1):
+        file = annotations / f"{name}.xml"
+        root = _parse(file)
+        picture = _picture(name, root, files, images)
+        if not picture:
+            missing.append(f"{images / name}.*")
+            continue
+        size = {key: _pixels(root.findtext(f"size/{key}")) for key in ("width", "height")}
+        pictures.append({"id": number, "file_name": picture, **size})
+        objects += [(number, *_object(element, file)) for element in root.findall("object")]
+    if missing:
+        problems.append(Problem("pictures that are not there", tuple(missing)))
+    found = Counter(label for _, label, _ in objects)
+    classes = list(classes) or sorted(found)
+    unknown = tuple(f"{label!r} ({count} objects)" for label, count in found.items() if label not in classes)
+    if unknown:
+        problems.append(Problem(f"names that are not among the classes ({', '.join(classes)})", unknown))
+        objects = [entry for entry in objects if entry[1] in classes]
+    numbers = {label: i for i, label in enumerate(classes, start=1)}
+    boxes = [
+        {"id": i, "image_id": image, "category_id": numbers[label], **box}
+        for i, (image, label, box) in enumerate(objects, start=1)
+    ]
+    categories = [{"id": i, "name": label} for label, i in numbers.items()]
+    return {"images": pictures, "annotations": boxes, "categories": categories}, problems
+
+
+def _names(annotations: Path, split: Path | None) -> tuple[list[str], list[Problem]]:
+    """The ids of a split, each once, in its order."""
+    there = {file.stem for file in annotations.glob("*.xml")}
+    if split is None:
+        names = sorted(there)
+    else:
+        names = [line.strip() for line in split.read_text(encoding="utf-8").splitlines() if line.strip()]
+    absent = [name for name in dict.fromkeys(names) if name not in there]
+    if absent or not names:
+        flagged = any(name.split()[0] in there for name in absent)
+        hint = " VOC's lists of one class have a second column; take a list of ids alone." if flagged else ""
+        raise DatasetError(
+            f"every id in {split or annotations} needs its file ID.xml in {annotations}, and there must be one at least; "
+            f"{len(absent)} of {len(names)} have none{': ' if absent else ''}{', '.join(absent[:3])}. Correct the "
+            f"split, or add the files.{hint}"
+        )
+    repeated = tuple(name for name, count in Counter(names).items() if count > 1)
+    problems = [Problem(f"ids more than once in {split}", repeated, "read once")] if repeated else []
+    return list(dict.fromkeys(names)), problems
+
+
+def _parse(file: Path) -> ElementTree.Element:
+    try:
+        return ElementTree.parse(file).getroot()
+    except (ElementTree.ParseError, OSError, ValueError) as error:
+        raise DatasetError(f"{file} is not XML ({error}). Correct it, or take its id out of the split.") from error
+
+
+def _picture(name: str, root: ElementTree.Element, files: dict[str, list[str]], images: Path) -> str:
+    """The picture's file by the name of its XML file, else the one that this names; "" if there is none."""
+    said = root.findtext("filename", "").strip()
+    candidates = files.get(name, [])
+    if len(candidates) == 1:
+        return candidates[0]
+    if said and (said in candidates or (not candidates and (images / said).is_file())):
+        return said
+    if candidates:
+        raise DatasetError(
+            f"the picture of {name}.xml is the one file of that name in {images}; there are {', '.join(candidates)}. "
+            "Take all but one away, or write the right one into <filename>."
+        )
+    return ""
+
+
+def _object(element: ElementTree.Element, file: Path) -> tuple[str, dict[str, Any]]:
+    """Class, and what COCO says of an object."""
+    label = element.findtext("name", "").strip()
+    try:
+        x0, y0, x1, y1 = (float(element.findtext(f"bndbox/{key}", "")) for key in ("xmin", "ymin", "xmax", "ymax"))
+    except ValueError:
+        label = ""
+    if not label:
+        raise DatasetError(
+            f"an object in VOC XML has a name and a bndbox with xmin, ymin, xmax and ymax; one in {file} has not. "
+            "Correct it, or delete that object."
+        )
+    # What starts and ends at the same place is no object of one pixel but a slip of the mouse: no pixel is added.
+    width, height = (
+        last - first + 1 if last > first or not math.isfinite(last - first) else last - first
+        for first, last in ((x0, x1), (y0, y1))
+    )
+    difficult = int(element.findtext("difficult", "0").strip() == "1")
+    # Some programs count from 0: their left edge would lie at -1.
+    x0, y0 = (first - 1 if first != 0 else first for first in (x0, y0))
+    box = {"bbox": [x0, y0, width, height], "area": width * height, "iscrowd": difficult, "difficult": difficult}
+    return label, box
+
+
+def _pixels(text: str | None) -> int:
+    """A whole number of pixels; 0, to be taken from the picture, if there is none."""
+    try:
+        return int(float(text or 0))
+    except (ValueError, OverflowError):
+        return 0
+
+
+def write_voc(content: dict[str, Any], folder: Path, split: str) -> None:
+    """Write COCO content as VOC XML in the standard layout, without pictures; `read_voc` reads the same boxes.
+
+    Args:
+        content: as `annotations.repair` gives it.
+        folder: gets ``Annotations/ID.xml``, where ID is the image's id, and ``ImageSets/Main/SPLIT.txt``.
+        split: name of the list of ids.
+    """
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    roots = {image["id"]: ElementTree.Element("annotation") for image in content["images"]}
+    for image in content["images"]:
+        _add(roots[image["id"]], "filename", image["file_name"])
+        size = ElementTree.SubElement(roots[image["id"]], "size")
+        for key, value in (("width", image["width"]), ("height", image["height"]), ("depth", 3)):
+            _add(size, key, value)
+    for annotation in content["annotations"]:
+        element = ElementTree.SubElement(roots[annotation["image_id"]], "object")
+        _add(element, "name", names[annotation["category_id"]])
+        for key, value in (("pose", "Unspecified"), ("truncated", 0), ("difficult", annotation["iscrowd"])):
+            _add(element, key, value)
+        box = ElementTree.SubElement(element, "bndbox")
+        x, y, width, height = annotation["bbox"]
+        corners = {"xmin": x + 1, "ymin": y + 1, "xmax": x + width, "ymax": y + height}
+        for key, corner in corners.items():
+            _add(box, key, round(corner))
+    (folder / "Annotations").mkdir(parents=True, exist_ok=True)
+    (folder / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
+    for image_id, root in roots.items():
+        ElementTree.ElementTree(root).write(folder / "Annotations" / f"{image_id}.xml", encoding="utf-8")
+    (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{i}\n" for i in roots))
+
+
+def _add(parent: ElementTree.Element, tag: str, value: object) -> None:
+    ElementTree.SubElement(parent, tag).text = str(value)
