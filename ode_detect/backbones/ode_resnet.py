@@ -2,7 +2,9 @@
 
 In stage k of a ResNet the first block changes the shape (the transition) and the others keep it (the tail). What stands
 in place of the tail is chosen by ``MODEL.ODE.ROLE``: a flow ("ode"), Detectron2's residual blocks ("twin"), or nothing
-("ablation"). All three are registered under the same names and built from the same config.
+("ablation"). All three are registered under the same names and built from the same config. A backbone that ends before
+res5 (``MODEL.RESNETS.OUT_FEATURES [res4]``) leaves that stage to the head of a C4 detector,
+`ode_detect.detection.model.ODERes5ROIHeads`.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.layers import CNNBlockBase, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, ResNet
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
 from torch import Tensor, nn
 
@@ -74,10 +76,13 @@ def build_ode_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
         ValueError: a value that cannot be built, with what to do.
     """
     resnet = cfg.MODEL.RESNETS
+    _check(cfg)
     stages = _plan(cfg)
-    _check(cfg, stages)
+    last = max([STAGES.index(name) for name in resnet.OUT_FEATURES if name in STAGES], default=len(STAGES) - 1)
+    if last < STAGES.index("res5"):
+        _check_head(cfg)
     stem = BasicStem(in_channels=input_shape.channels, out_channels=resnet.STEM_OUT_CHANNELS, norm=resnet.NORM)
-    blocks = [[_residual_block(cfg, stage, first=True), *_tail(cfg, stage)] for stage in stages]
+    blocks = [_blocks(cfg, stage) for stage in stages[: last + 1]]
     return ResNet(stem, blocks, out_features=resnet.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
 
 
@@ -87,14 +92,45 @@ def build_ode_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
 
     p6 is made of p5, so a pyramid that ends before res5 has none.
     """
-    return FPN(
-        bottom_up=build_ode_resnet_backbone(cfg, input_shape),
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=LastLevelMaxPool() if "res5" in cfg.MODEL.FPN.IN_FEATURES else None,
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-    )
+    top = LastLevelMaxPool() if "res5" in cfg.MODEL.FPN.IN_FEATURES else None
+    return _pyramid(cfg, build_ode_resnet_backbone(cfg, input_shape), top)
+
+
+@BACKBONE_REGISTRY.register()
+def build_ode_resnet_fpn_p6p7_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
+    """Build the pyramid of RetinaNet, as Detectron2's ``build_retinanet_resnet_fpn_backbone``.
+
+    p6 and p7 are made of res5 by convolutions of stride 2 (Lin et al. 2017, "Focal Loss").
+
+    Raises:
+        ValueError: res5 is not in ``MODEL.RESNETS.OUT_FEATURES``; and as `build_ode_resnet_backbone`.
+    """
+    bottom_up = build_ode_resnet_backbone(cfg, input_shape)
+    shapes = bottom_up.output_shape()
+    if "res5" not in shapes:
+        raise ValueError(
+            "build_ode_resnet_fpn_p6p7_backbone makes p6 and p7 of res5, and MODEL.RESNETS.OUT_FEATURES is "
+            f"{cfg.MODEL.RESNETS.OUT_FEATURES}; add res5, or use build_ode_resnet_fpn_backbone."
+        )
+    return _pyramid(cfg, bottom_up, LastLevelP6P7(shapes["res5"].channels, cfg.MODEL.FPN.OUT_CHANNELS))
+
+
+def build_stage(cfg: CfgNode, name: str) -> tuple[nn.Sequential, int]:
+    """Build one stage alone: the transition and what ``MODEL.ODE`` puts in place of its tail.
+
+    Args:
+        cfg: as for `build_ode_resnet_backbone`.
+        name: "res2", "res3", "res4" or "res5".
+
+    Returns:
+        The stage, (N, C, H, W) -> (N, C', H / stride, W / stride), its blocks named as in Detectron2's ResNet; and C'.
+
+    Raises:
+        ValueError: a value that cannot be built, with what to do.
+    """
+    _check(cfg)
+    stage = _plan(cfg)[STAGES.index(check_name(name, STAGES, "stage"))]
+    return nn.Sequential(*_blocks(cfg, stage)), stage.outputs
 
 
 def discrete_names(names: list[str]) -> dict[str, str]:
@@ -102,17 +138,31 @@ def discrete_names(names: list[str]) -> dict[str, str]:
 
     Piece k of the flow of a stage is block k + 1 of that stage: ``res4.1.flow.field.pieces.2.conv1.weight`` is
     ``res4.3.conv1.weight``. A flow with constant weights is block 1. Knots of hat functions are named the same way, but
-    such a flow, which blends them, does not compute what the blocks do.
+    such a flow, which blends them, does not compute what the blocks do. A normalisation of another kind than that of
+    the transition (GN in the field, FrozenBN outside) has no counterpart in the ResNet: its scale is another thing.
 
     Args:
-        names: tensor names of a model.
+        names: tensor names of a model, those of the transitions among them.
 
     Returns:
         Our name -> the name in the ResNet, for the tensors in flows.
     """
     flow = re.compile(r"^(.*\bres[2-5]\.)1\.flow\.field\.(?:(?:pieces|knots)\.(\d+)\.)?(.*)$")
     matches = {name: flow.match(name) for name in names}
-    return {name: f"{m[1]}{int(m[2] or 0) + 1}.{m[3]}" for name, m in matches.items() if m}
+    known = set(names)
+    return {
+        name: f"{m[1]}{int(m[2] or 0) + 1}.{m[3]}"
+        for name, m in matches.items()
+        if m and not _normalised_otherwise(name, f"{m[1]}0.conv1.norm", known)
+    }
+
+
+def _normalised_otherwise(name: str, transition: str, known: set[str]) -> bool:
+    """Whether a tensor belongs to a normalisation with statistics and the transition has one without, or vice versa."""
+    layer = name.rpartition(".")[0]
+    if not layer.endswith(".norm") or f"{transition}.weight" not in known:
+        return False
+    return (f"{layer}.running_mean" in known) != (f"{transition}.running_mean" in known)
 
 
 def _plan(cfg: CfgNode) -> list[_Stage]:
@@ -132,12 +182,11 @@ def _plan(cfg: CfgNode) -> list[_Stage]:
         stride = 1 if index == 0 or dilation == 2 else 2
         stages.append(_Stage(name, count, stride, inputs, outputs, bottleneck, dilation))
         inputs, outputs, bottleneck = outputs, outputs * 2, bottleneck * 2
-    needed = max([STAGES.index(name) + 1 for name in resnet.OUT_FEATURES if name in STAGES], default=len(STAGES))
-    return stages[:needed]
+    return stages
 
 
-def _check(cfg: CfgNode, stages: list[_Stage]) -> None:
-    ode = cfg.MODEL.ODE
+def _check(cfg: CfgNode) -> None:
+    ode, resnet = cfg.MODEL.ODE, cfg.MODEL.RESNETS
     check_name(ode.ROLE, ROLES, "MODEL.ODE.ROLE")
     for name in ode.STAGES:
         check_name(name, STAGES, "stage in MODEL.ODE.STAGES")
@@ -147,17 +196,44 @@ def _check(cfg: CfgNode, stages: list[_Stage]) -> None:
             f"MODEL.ODE.STEPS must be an integer of 1 or more, or 0, not {ode.STEPS}; 0 is one step for each piece."
         )
     check_name(ode.FIELD, ["auto", *FIELDS], "MODEL.ODE.FIELD")
-    if any(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE):
+    if any(resnet.DEFORM_ON_PER_STAGE):
         raise ValueError(
             "MODEL.RESNETS.DEFORM_ON_PER_STAGE is set, and ODE-ResNets have no deformable convolutions. "
             "Use build_resnet_fpn_backbone for those."
         )
-    dilated = [stage.name for stage in stages if stage.dilation != 1 and stage.name in ode.STAGES]
-    if dilated and ode.ROLE == "ode":
+    if resnet.RES5_DILATION not in (1, 2):
+        raise ValueError(f"MODEL.RESNETS.RES5_DILATION is 1, or 2 for DC5, not {resnet.RES5_DILATION}.")
+    if resnet.RES5_DILATION == 2 and resnet.DEPTH < 50:
         raise ValueError(
-            f"{dilated[0]} is dilated (MODEL.RESNETS.RES5_DILATION 2), which the fields of flows are not. "
-            f"Leave {dilated[0]} out of MODEL.ODE.STAGES, or set RES5_DILATION to 1."
+            f"MODEL.RESNETS.RES5_DILATION 2 dilates bottleneck blocks, and a ResNet-{resnet.DEPTH} has basic ones. "
+            "Set RES5_DILATION to 1, or DEPTH to 50 or more."
         )
+
+
+def _check_head(cfg: CfgNode) -> None:
+    """Whether a stage that the backbone leaves to the head would be built there without its flow."""
+    model = cfg.MODEL
+    stock = model.META_ARCHITECTURE == "GeneralizedRCNN" and model.ROI_HEADS.NAME == "Res5ROIHeads"
+    if stock and "res5" in model.ODE.STAGES and model.ODE.ROLE != "twin":
+        raise ValueError(
+            f"MODEL.ODE.STAGES names res5, which the head Res5ROIHeads builds of residual blocks whatever the role "
+            f"({model.ODE.ROLE!r}) is. Set MODEL.ROI_HEADS.NAME ODERes5ROIHeads, or leave res5 out of STAGES."
+        )
+
+
+def _pyramid(cfg: CfgNode, bottom_up: ResNet, top: nn.Module | None) -> FPN:
+    return FPN(
+        bottom_up=bottom_up,
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=top,
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
+
+
+def _blocks(cfg: CfgNode, stage: _Stage) -> list[CNNBlockBase]:
+    return [_residual_block(cfg, stage, first=True), *_tail(cfg, stage)]
 
 
 def _residual_block(cfg: CfgNode, stage: _Stage, *, first: bool) -> CNNBlockBase:
@@ -222,7 +298,12 @@ def _field(cfg: CfgNode, stage: _Stage) -> nn.Module:
             f"a flow cannot be normalised by {norm!r} (from {'MODEL.ODE.NORM' if ode.NORM else 'MODEL.RESNETS.NORM'}): "
             f"its layers are evaluated at several times. Set MODEL.ODE.NORM to one of {', '.join(NORMS)}."
         )
-    arguments: dict[str, Any] = {"channels": stage.outputs, "norm": norm, "activation": ode.ACTIVATION}
+    arguments: dict[str, Any] = {
+        "channels": stage.outputs,
+        "norm": norm,
+        "activation": ode.ACTIVATION,
+        "dilation": stage.dilation,
+    }
     if kind == "bottleneck":
         arguments |= {"bottleneck_channels": stage.bottleneck, "groups": resnet.NUM_GROUPS}
     return FIELDS[kind](**arguments)

@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 class ODEBlock(nn.Module):
     """The flow of a vector field: h(0) -> h(duration), where dh/dt = field(t, h).
 
-    Example:
+    Examples:
         >>> block = ODEBlock(field=BasicField(channels=64), solver=FixedStep("rk4", steps=2))
         >>> block(torch.randn(1, 64, 32, 32)).shape
         torch.Size([1, 64, 32, 32])

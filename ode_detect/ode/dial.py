@@ -68,7 +68,7 @@ def solver_override(
     The solver belongs to the block, so all threads that run the model see the change: while one is in the context, no
     other must run the model or change its solvers. Give each thread a ``copy.deepcopy`` of it.
 
-    Example:
+    Examples:
         >>> with solver_override(detector, steps=2, method="midpoint"):
         ...     detector(pictures)
         >>> with solver_override(detector, steps={"res3": 1, "res4": 11}):

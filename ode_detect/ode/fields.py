@@ -64,9 +64,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "silu": F.
 class _Conv(nn.Conv2d):
     """Convolution, then its normalisation in ``self.norm``; a bias only where the normalisation brings none."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, *, norm: Norm, groups: int = 1) -> None:
-        bias = norm == "none"
-        super().__init__(inputs, outputs, kernel, padding=kernel // 2, bias=bias, groups=groups)
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, *, norm: Norm, groups: int = 1, dilation: int = 1
+    ) -> None:
+        padding, bias = kernel // 2 * dilation, norm == "none"
+        super().__init__(inputs, outputs, kernel, padding=padding, bias=bias, groups=groups, dilation=dilation)
         self.norm = make_norm(norm, outputs)
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
         if self.bias is not None:
@@ -89,15 +91,16 @@ class BasicField(nn.Module):
         norm: "GN" (up to 32 groups), "LN" (over C, H and W: one group), "FrozenBN" (only with pretrained weights),
             "none", or a function of the number of channels that builds a layer.
         activation: "relu", "silu" or "softplus".
+        dilation: of the 3x3 convolutions, in cells of the state; 1 for none.
 
     Source: He et al. 2016, fig. 5 (left).
     """
 
-    def __init__(self, *, channels: int, norm: Norm = "GN", activation: str = "relu") -> None:
+    def __init__(self, *, channels: int, norm: Norm = "GN", activation: str = "relu", dilation: int = 1) -> None:
         super().__init__()
         self.activation = _activation(activation)
-        self.conv1 = _Conv(channels, channels, 3, norm=norm)
-        self.conv2 = _Conv(channels, channels, 3, norm=norm)
+        self.conv1 = _Conv(channels, channels, 3, norm=norm, dilation=dilation)
+        self.conv2 = _Conv(channels, channels, 3, norm=norm, dilation=dilation)
         self.conv2.start_at_zero()
 
     def forward(self, t: float | Tensor, h: Tensor) -> Tensor:
@@ -114,6 +117,7 @@ class BottleneckField(nn.Module):
         groups: groups of the 3x3 convolution (ResNeXt).
         norm: as in `BasicField`.
         activation: as in `BasicField`.
+        dilation: of the 3x3 convolution; 1 for none.
 
     Source: He et al. 2016, fig. 5 (right).
     """
@@ -126,12 +130,13 @@ class BottleneckField(nn.Module):
         groups: int = 1,
         norm: Norm = "GN",
         activation: str = "relu",
+        dilation: int = 1,
     ) -> None:
         super().__init__()
         width = bottleneck_channels if bottleneck_channels is not None else max(channels // 4, 1)
         self.activation = _activation(activation)
         self.conv1 = _Conv(channels, width, 1, norm=norm)
-        self.conv2 = _Conv(width, width, 3, norm=norm, groups=groups)
+        self.conv2 = _Conv(width, width, 3, norm=norm, groups=groups, dilation=dilation)
         self.conv3 = _Conv(width, channels, 1, norm=norm)
         self.conv3.start_at_zero()
 
@@ -147,16 +152,17 @@ class ConcatConvField(nn.Module):
         channels: C of the state, shape (N, C, H, W).
         norm: as in `BasicField`.
         activation: as in `BasicField`.
+        dilation: as in `BasicField`.
 
     Source: Chen et al. 2018, "Neural Ordinary Differential Equations", the MNIST network.
     """
 
-    def __init__(self, *, channels: int, norm: Norm = "GN", activation: str = "relu") -> None:
+    def __init__(self, *, channels: int, norm: Norm = "GN", activation: str = "relu", dilation: int = 1) -> None:
         super().__init__()
         self.activation = _activation(activation)
         self.norm = make_norm(norm, channels)
-        self.conv1 = _Conv(channels + 1, channels, 3, norm=norm)
-        self.conv2 = _Conv(channels + 1, channels, 3, norm=norm)
+        self.conv1 = _Conv(channels + 1, channels, 3, norm=norm, dilation=dilation)
+        self.conv2 = _Conv(channels + 1, channels, 3, norm=norm, dilation=dilation)
         self.conv2.start_at_zero()
 
     def forward(self, t: float | Tensor, h: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ class KeptBytes:
 
     Each storage counts once, and in full. What a custom function keeps other than by ``save_for_backward`` is not seen.
 
-    Example:
+    Examples:
         >>> with KeptBytes(without=block.parameters()) as kept:
         ...     out = block(h)
         >>> kept.bytes

@@ -6,7 +6,13 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, build_backbone, build_model
 
-from ode_detect.backbones import build_ode_resnet_backbone, build_ode_resnet_fpn_backbone, discrete_names
+from ode_detect.backbones import (
+    build_ode_resnet_backbone,
+    build_ode_resnet_fpn_backbone,
+    build_ode_resnet_fpn_p6p7_backbone,
+    build_stage,
+    discrete_names,
+)
 from ode_detect.backbones.ode_resnet import BLOCKS_PER_STAGE, ROLES, STAGES
 from ode_detect.engine.config import add_ode_config
 from ode_detect.ode import (
@@ -57,9 +63,10 @@ def test_outputs_have_the_shapes_that_are_promised(depth: int, role: str) -> Non
         assert outputs[name].shape == (1, shape.channels, 64 // shape.stride, 96 // shape.stride)
 
 
-def test_both_names_are_registered() -> None:
+def test_the_names_are_registered() -> None:
     assert BACKBONE_REGISTRY.get("build_ode_resnet_backbone") is build_ode_resnet_backbone
     assert BACKBONE_REGISTRY.get("build_ode_resnet_fpn_backbone") is build_ode_resnet_fpn_backbone
+    assert BACKBONE_REGISTRY.get("build_ode_resnet_fpn_p6p7_backbone") is build_ode_resnet_fpn_p6p7_backbone
 
 
 def test_resnet_101_has_29_of_its_33_blocks_in_flows() -> None:
@@ -210,10 +217,111 @@ def test_what_cannot_be_built_says_what_to_do() -> None:
     cfg.MODEL.RESNETS.NORM = "BN"
     with pytest.raises(ValueError, match=r"Set MODEL\.ODE\.NORM"):
         build_ode_resnet_backbone(cfg, PICTURE)
-    cfg = config(50)
+    cfg = config(34)
     cfg.MODEL.RESNETS.RES5_DILATION = 2
-    with pytest.raises(ValueError, match="res5 is dilated"):
+    with pytest.raises(ValueError, match=r"a ResNet-34 has basic ones\. Set RES5_DILATION to 1"):
         build_ode_resnet_backbone(cfg, PICTURE)
+    cfg.MODEL.RESNETS.RES5_DILATION = 4
+    with pytest.raises(ValueError, match="or 2 for DC5, not 4"):
+        build_ode_resnet_backbone(cfg, PICTURE)
+    cfg = config(50)
+    cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False, False, False, True]
+    with pytest.raises(ValueError, match="Use build_resnet_fpn_backbone for those"):
+        build_ode_resnet_backbone(cfg, PICTURE)
+    cfg = fpn(config())
+    cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4"]
+    cfg.MODEL.ODE.STAGES = ["res3"]
+    with pytest.raises(ValueError, match="add res5, or use build_ode_resnet_fpn_backbone"):
+        build_ode_resnet_fpn_p6p7_backbone(cfg, PICTURE)
+
+
+def test_a_stage_that_the_head_would_build_without_its_flow_is_refused() -> None:
+    cfg = config(50)
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res4"]
+    for role in ("ode", "ablation"):
+        cfg.MODEL.ODE.ROLE = role
+        with pytest.raises(
+            ValueError, match=r"Set MODEL\.ROI_HEADS\.NAME ODERes5ROIHeads, or leave res5 out of STAGES"
+        ):
+            build_ode_resnet_backbone(cfg, PICTURE)
+    cfg.MODEL.ODE.ROLE = "twin"
+    assert set(build_ode_resnet_backbone(cfg, PICTURE).output_shape()) == {"res4"}
+    cfg.MODEL.ODE.ROLE, cfg.MODEL.ODE.STAGES = "ode", ["res3", "res4"]
+    assert sorted(flows(build_ode_resnet_backbone(cfg, PICTURE))) == ["res3.1.flow", "res4.1.flow"]
+
+
+def test_a_stage_alone_is_that_of_the_backbone() -> None:
+    cfg = config(50)
+    backbone = build_ode_resnet_backbone(cfg, PICTURE).eval()
+    stage, channels = build_stage(cfg, "res5")
+    stage.load_state_dict(backbone.res5.state_dict())
+    x = torch.rand(1, 1024, 4, 6)
+    assert torch.equal(stage(x), backbone.res5(x))
+    assert stage(x).shape == (1, channels, 2, 3)
+    with pytest.raises(UnknownNameError, match="res5"):
+        build_stage(cfg, "res6")
+
+
+def narrow(cfg: CfgNode) -> CfgNode:
+    cfg.MODEL.RESNETS.merge_from_list(["STEM_OUT_CHANNELS", 8, "RES2_OUT_CHANNELS", 16, "WIDTH_PER_GROUP", 4])
+    return cfg
+
+
+def dilated() -> CfgNode:
+    cfg = config(50)
+    cfg.MODEL.RESNETS.merge_from_list(["RES5_DILATION", 2, "OUT_FEATURES", ["res4", "res5"], "NORM", "FrozenBN"])
+    return narrow(cfg)
+
+
+def test_a_dilated_flow_with_the_weights_of_a_resnet_gives_its_bits() -> None:
+    torch.manual_seed(0)
+    theirs = dilated()
+    theirs.MODEL.BACKBONE.NAME = "build_resnet_backbone"
+    resnet = build_backbone(theirs, PICTURE).eval()
+    ode = build_ode_resnet_backbone(dilated(), PICTURE).eval()
+    names = discrete_names(list(ode.state_dict()))
+    ode.load_state_dict({n: resnet.state_dict()[names.get(n, n)] for n in ode.state_dict()})
+    pictures = torch.rand(2, 3, 64, 96)
+    a, b = ode(pictures), resnet(pictures)
+    assert a["res5"].shape == (2, 128, 4, 6)  # the stride of res4
+    assert torch.equal(a["res5"], b["res5"])
+    a["res5"].square().mean().backward()
+    b["res5"].square().mean().backward()
+    gradients = dict(resnet.named_parameters())
+    assert all(torch.equal(p.grad, gradients[names.get(n, n)].grad) for n, p in ode.named_parameters())
+
+
+def test_the_pyramid_of_retinanet_is_detectron2s() -> None:
+    cfg = narrow(config(50, ROLE="twin"))
+    cfg.MODEL.RESNETS.NORM = "FrozenBN"
+    cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]
+    cfg.MODEL.BACKBONE.NAME = "build_retinanet_resnet_fpn_backbone"
+    theirs = build_backbone(cfg, PICTURE).eval()
+    cfg.MODEL.BACKBONE.NAME = "build_ode_resnet_fpn_p6p7_backbone"
+    twin = build_backbone(cfg, PICTURE).eval()
+    cfg.MODEL.ODE.ROLE = "ode"
+    ode = build_backbone(cfg, PICTURE).eval()
+    twin.load_state_dict(theirs.state_dict())
+    names = discrete_names(list(ode.state_dict()))
+    ode.load_state_dict({n: theirs.state_dict()[names.get(n, n)] for n in ode.state_dict()})
+    pictures = torch.rand(1, 3, 64, 64)
+    a, b, c = twin(pictures), ode(pictures), theirs(pictures)
+    assert set(c) == {"p3", "p4", "p5", "p6", "p7"}
+    assert all(torch.equal(a[name], c[name]) and torch.equal(b[name], c[name]) for name in c)
+    assert (twin.output_shape(), ode.output_shape()) == (theirs.output_shape(), theirs.output_shape())
+
+
+def test_a_normalisation_of_another_kind_has_no_counterpart() -> None:
+    names = {}
+    for norm in ("GN", ""):
+        cfg = narrow(config(50, STAGES=["res3"], PIECES="constant", NORM=norm))
+        cfg.MODEL.RESNETS.NORM = "FrozenBN"
+        names[norm] = discrete_names(list(build_ode_resnet_backbone(cfg, PICTURE).state_dict()))
+    assert set(names["GN"].values()) == {f"res3.1.conv{k}.weight" for k in (1, 2, 3)}
+    assert "res3.1.conv3.norm.weight" in names[""].values()
+    with torch.device("meta"):
+        both = build_ode_resnet_backbone(config(50, STAGES=["res3"], NORM="GN"), PICTURE)
+    assert "res3.2.conv3.norm.weight" in discrete_names(list(both.state_dict())).values()
 
 
 def test_fewer_pieces_may_last_as_long_as_the_blocks_they_stand_for() -> None:

@@ -36,6 +36,23 @@ def test_contract(name, norm, activation, lively):
 
 
 @every_field
+def test_dilation_spreads_the_3x3_convolutions_and_keeps_the_shape(name, lively):
+    torch.manual_seed(0)
+    plain, dilated = (lively(FIELDS[name](channels=4, norm="none", dilation=d)) for d in (1, 2))
+    dilated.load_state_dict(plain.state_dict())
+    h = torch.randn(1, 4, 12, 10)
+    out = dilated(0.5, h)
+    assert out.shape == h.shape
+    # A convolution dilated by 2 is a plain one on each of the four pictures of every second row and column; so is
+    # all that goes pixel by pixel.
+    for row in (0, 1):
+        for column in (0, 1):
+            part = plain(0.5, h[:, :, row::2, column::2])
+            assert torch.allclose(out[:, :, row::2, column::2], part, atol=1e-6)
+    assert not torch.allclose(out, plain(0.5, h), atol=1e-3)
+
+
+@every_field
 @every_norm
 def test_the_memory_format_of_a_picture_is_kept(name, norm, lively):
     field = lively(FIELDS[name](channels=8, norm=norm)).to(memory_format=torch.channels_last)

@@ -1,0 +1,191 @@
+"""Every file of configs/ loads, states its claim, can be built, and differs from what it is compared with as told."""
+
+import functools
+import re
+from pathlib import Path
+from typing import Any
+
+import detectron2
+import pytest
+import torch
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+from torch import nn
+
+from ode_detect.engine.config import load_config
+from ode_detect.ode import ODEBlock
+
+from .conftest import ROOT
+
+CONFIGS = ROOT / "configs"
+FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "base")
+BASES = sorted((CONFIGS / "base").glob("*.yaml"))
+DETECTION = CONFIGS / "detection"
+ZOO = Path(detectron2.__file__).parent / "model_zoo" / "configs"
+# Our recipe -> the one of Detectron2's model zoo, and the parts of it that Detectron2 builds under another name.
+RECIPES = {
+    "faster_rcnn_r101_fpn": ("COCO-Detection/faster_rcnn_R_101_FPN_3x", {"MODEL.BACKBONE.NAME"}),
+    "faster_rcnn_r101_c4": ("COCO-Detection/faster_rcnn_R_101_C4_3x", {"MODEL.BACKBONE.NAME", "MODEL.ROI_HEADS.NAME"}),
+    "faster_rcnn_r101_dc5": ("COCO-Detection/faster_rcnn_R_101_DC5_3x", {"MODEL.BACKBONE.NAME"}),
+    "retinanet_r101_fpn": ("COCO-Detection/retinanet_R_101_FPN_3x", {"MODEL.BACKBONE.NAME"}),
+    "mask_rcnn_r101_fpn": ("COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x", {"MODEL.BACKBONE.NAME"}),
+    "faster_rcnn_r101_c4_voc": (
+        "PascalVOC-Detection/faster_rcnn_R_50_C4",
+        {"MODEL.BACKBONE.NAME", "MODEL.ROI_HEADS.NAME", "MODEL.RESNETS.DEPTH", "MODEL.WEIGHTS"},
+    ),
+}
+OUR_OWN = {"TEST.EVAL_PERIOD", "OUTPUT_DIR", "MODEL.DEVICE"}
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(CONFIGS))
+
+
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in node.items():
+        if isinstance(value, dict):
+            values |= flat(value, f"{prefix}{key}.")
+        else:
+            values[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return values
+
+
+def differences(a: CfgNode, b: CfgNode) -> dict[str, Any]:
+    """The keys in which b differs from a, with b's values."""
+    before, now = flat(a), flat(b)
+    return {key: now[key] for key in now if key not in before or before[key] != now[key]}
+
+
+def without_memory(cfg: CfgNode) -> nn.Module:
+    """The network, its weights without values."""
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        return build_model(cfg)
+
+
+@functools.cache
+def build(path: Path) -> nn.Module:
+    """The network of a config, without values."""
+    return without_memory(load_config(path))
+
+
+def backbone_size(model: nn.Module) -> int:
+    """Parameters of stem and res2 to res5, wherever they are, without those of a pyramid."""
+    return sum(p.numel() for n, p in model.named_parameters() if re.search(r"\.(stem|res[2-5])\.", n))
+
+
+def header(path: Path) -> str:
+    lines = path.read_text().splitlines()
+    kept = [line.removeprefix("#").strip() for line in lines if line.startswith("#")]
+    return " ".join(kept)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_the_header_states_a_claim_or_that_there_is_none(path: Path) -> None:
+    claim = header(path).partition("Claim: ")[2]
+    assert claim, "a config states its claim in its header"
+    if "has not been run" in claim:
+        assert re.search(r"\d+(\.\d)? hours", claim), "what it would cost"
+        assert re.search(r"(AP|AP50) ?\d|\d box AP", claim), "the number to stand beside"
+    else:
+        assert re.search(r"results/\w+\.json", claim), "where the claim is held"
+
+
+@pytest.mark.parametrize("path", BASES, ids=name)
+def test_a_base_says_that_it_is_one(path: Path) -> None:
+    assert re.search("Not to be run by itself", header(path))
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_the_network_of_every_config_is_built(path: Path) -> None:
+    cfg = load_config(path)
+    model = build(path)
+    flows = {n: m for n, m in model.named_modules() if isinstance(m, ODEBlock)}
+    assert bool(flows) == (cfg.MODEL.ODE.ROLE == "ode")
+    assert {re.search(r"res\d", n)[0] for n in flows} == set(cfg.MODEL.ODE.STAGES if flows else [])  # type: ignore[index]
+    if cfg.MODEL.ODE.PIECES == "constant":
+        # A new flow is the identity, and a frozen one would stay it.
+        assert all(p.requires_grad for flow in flows.values() for p in flow.parameters())
+
+
+def compared() -> list[Path]:
+    return [path for path in FILES if path.stem.endswith(("_twin", "_ablation"))]
+
+
+@pytest.mark.parametrize("path", compared(), ids=name)
+def test_twin_and_ablation_differ_in_their_role(path: Path) -> None:
+    base = path.parent / yaml.safe_load(path.read_text())["_BASE_"]
+    role = path.stem.rpartition("_")[2]
+    changed = differences(load_config(base), load_config(path))
+    assert changed.pop("MODEL.ODE.ROLE") == role
+    assert changed.pop("OUTPUT_DIR") == f"output/{path.stem}"
+    # Pretrained weights hold blocks that an ablation has no place for.
+    expected = {"MODEL.ALLOW_PARTIAL_WEIGHTS": True} if role == "ablation" and load_config(path).MODEL.WEIGHTS else {}
+    assert changed == expected
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_has_its_twin_and_its_ablation(recipe: str) -> None:
+    assert all((DETECTION / f"{recipe}_{role}.yaml").is_file() for role in ("ode", "twin", "ablation"))
+
+
+@pytest.mark.parametrize("path", sorted(DETECTION.glob("*_r101_*_shared.yaml")), ids=name)
+def test_a_shared_field_differs_from_pieces_in_its_flows(path: Path) -> None:
+    changed = differences(load_config(path.with_stem(path.stem.replace("_shared", "_ode"))), load_config(path))
+    assert changed == {
+        "MODEL.ALLOW_PARTIAL_WEIGHTS": True,
+        "MODEL.BACKBONE.FREEZE_AT": 1,
+        "MODEL.ODE.PIECES": "constant",
+        "MODEL.ODE.METHOD": "midpoint",
+        "MODEL.ODE.STEPS": 4,
+        "MODEL.ODE.PROJECTION": "none",
+        "MODEL.ODE.NORM": "GN",
+        "OUTPUT_DIR": f"output/{path.stem}",
+    }
+
+
+def test_faster_rcnn_ode_is_the_detector_with_a_pyramid() -> None:
+    changed = differences(
+        load_config(DETECTION / "faster_rcnn_r101_fpn_ode.yaml"), load_config(CONFIGS / "faster_rcnn_ode.yaml")
+    )
+    assert changed == {"OUTPUT_DIR": "output/faster_rcnn_ode"}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_is_detectron2s(recipe: str) -> None:
+    file, renamed = RECIPES[recipe]
+    theirs = get_cfg()
+    theirs.merge_from_file(str(ZOO / f"{file}.yaml"), allow_unsafe=True)
+    twin = load_config(DETECTION / f"{recipe}_twin.yaml")
+    changed = differences(theirs, twin)
+    ours = {key for key in changed if key not in flat(get_cfg())}
+    assert {key for key in changed if key not in ours} - OUR_OWN == renamed
+    assert set(flat(theirs)) - set(flat(twin)) == set()
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if not recipe.endswith("_voc")])
+def test_the_network_of_a_twin_is_detectron2s(recipe: str) -> None:
+    theirs = get_cfg()
+    theirs.merge_from_file(str(ZOO / f"{RECIPES[recipe][0]}.yaml"), allow_unsafe=True)
+    a, b = build(DETECTION / f"{recipe}_twin.yaml"), without_memory(theirs)
+    assert {n: t.shape for n, t in a.state_dict().items()} == {n: t.shape for n, t in b.state_dict().items()}
+    assert {n for n, p in a.named_parameters() if p.requires_grad} == {
+        n for n, p in b.named_parameters() if p.requires_grad
+    }
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_sizes_that_are_told(recipe: str) -> None:
+    sizes = {
+        role: backbone_size(build(path))
+        for role in ("ode", "shared", "twin", "ablation")
+        if (path := DETECTION / f"{recipe}_{role}.yaml").is_file()
+    }
+    # Of torchvision's resnet101, 44,549,160 parameters: without its classifier (2,049,000) and the scales and shifts of
+    # its normalisations (105,344), which FrozenBN does not learn.
+    assert sizes["ode"] == sizes["twin"] == 44_549_160 - 2_049_000 - 105_344
+    assert round(sizes["ablation"] / 1e6, 1) == 8.0
+    if "shared" in sizes:
+        assert round(sizes["shared"] / 1e6, 1) == 13.9
