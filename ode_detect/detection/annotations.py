@@ -21,6 +21,9 @@ from .images import read_size
 Content = dict[str, Any]
 # A box may reach over the edge by rounding, in pixels, without a word.
 _ROUNDING = 1.0
+_NUMBERS = frozenset((int, float))
+_NO_IMAGE_ID = "images without a whole number as id, or without file_name"
+_SHARED_IMAGE_ID = "images that share their id with another one"
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def box_faults(boxes: NDArray[np.float64], sizes: NDArray[np.float64]) -> BoxFau
         boxes: ``x, y, width, height`` in pixels, shape (N, 4).
         sizes: width and height of the picture of each box, shape (N, 2).
     """
-    unreal = ~np.isfinite(boxes).all(axis=1)
+    unreal: NDArray[np.bool_] = np.asarray(~np.isfinite(boxes).all(axis=1), dtype=bool)
     x0, y0, width, height = np.where(unreal[:, None], 0.0, boxes).T
     first = np.stack([x0, y0], axis=1)
     last = first + np.stack([width, height], axis=1)
@@ -122,6 +125,41 @@ def repair(content: Content, images: Path) -> tuple[Content, list[Problem]]:
     return repaired, problems + found
 
 
+def usable(raw: Content, problems: Sequence[Problem], images: Path) -> Content:
+    """Leave out what stops `repair`, and join categories of one name, so that the rest can be repaired.
+
+    Args:
+        raw: content that `repair` has refused.
+        problems: what it found.
+        images: folder of the pictures.
+
+    Returns:
+        The content without it; as it is where images cannot be told apart.
+    """
+    if any(problem.rule in (_NO_IMAGE_ID, _SHARED_IMAGE_ID) for problem in problems):
+        return raw
+    first: dict[str, int] = {}
+    same: dict[Any, int] = {}
+    categories = []
+    for category in raw["categories"]:
+        number, name = category.get("id"), category.get("name")
+        if type(number) is int and isinstance(name, str) and number not in same:
+            if name not in first:
+                first[name] = number
+                categories.append(category)
+            same[number] = first[name]
+    pictures = [image for image in raw["images"] if _has_size(image) or _file_size(image, images)]
+    known = {image["id"] for image in pictures}
+    annotations = []
+    for a in raw["annotations"]:
+        box = a.get("bbox")
+        plain = isinstance(box, list) and len(box) == 4 and _NUMBERS.issuperset(map(type, box))
+        ids = a.get("image_id"), a.get("category_id")
+        if plain and all(map(_is_id, ids)) and ids[0] in known and ids[1] in same:
+            annotations.append({**a, "category_id": same[ids[1]]})
+    return {**raw, "images": pictures, "categories": categories, "annotations": annotations}
+
+
 def to_records(content: Content, images: Path) -> list[dict[str, Any]]:
     """Dataset dicts in Detectron2's format, ordered by image id, of content that `repair` has passed.
 
@@ -161,10 +199,10 @@ def _category_problems(categories: list[dict[str, Any]]) -> list[Problem]:
     bad = tuple(str(c) for c in categories if not _is_id(c.get("id")) or not isinstance(c.get("name"), str))
     if bad or not categories:
         problems.append(Problem("categories without a whole number as id, or without a name", bad or ("none at all",)))
-    for key in ("id", "name"):
-        counts = Counter(c.get(key) for c in categories)
+    for key in () if bad else ("id", "name"):
+        counts = Counter(c[key] for c in categories)
         twice = tuple(f"{key} {value!r}" for value, count in counts.items() if count > 1)
-        if twice and not bad:
+        if twice:
             problems.append(Problem(f"categories that share their {key}", twice))
     return problems
 
@@ -173,18 +211,18 @@ def _repair_images(images: list[dict[str, Any]], folder: Path) -> tuple[list[dic
     """Drop repeated entries, fill in sizes."""
     bad = tuple(str(i) for i in images if not _is_id(i.get("id")) or not isinstance(i.get("file_name"), str))
     if bad:
-        return images, [Problem("images without a whole number as id, or without file_name", bad)]
+        return images, [Problem(_NO_IMAGE_ID, bad)]
     unique = {image["id"]: image for image in reversed(images)}
     other = tuple(f"{i['file_name']} (id {i['id']})" for i in images if unique[i["id"]] != i)
     if other:
-        return images, [Problem("images that share their id with another one", other)]
+        return images, [Problem(_SHARED_IMAGE_ID, other)]
     problems = []
     if len(unique) < len(images):
         counts = Counter(image["id"] for image in images)
         repeated = tuple(f"{unique[i]['file_name']} (id {i})" for i, count in counts.items() if count > 1)
         problems.append(Problem("images listed more than once", repeated, "read once"))
     unique = dict(reversed(unique.items()))
-    sizeless = [image for image in unique.values() if not all(_is_size(image.get(k)) for k in ("width", "height"))]
+    sizeless = [image for image in unique.values() if not _has_size(image)]
     unreadable = []
     for image in sizeless:
         try:
@@ -213,8 +251,9 @@ def _repair_annotations(
     faults = box_faults(boxes, sizes)
 
     def place(i: int) -> str:
-        return f"annotation {annotations[i].get('id', i)} of {by_id[annotations[i]['image_id']]['file_name']}, bbox " + (
-            "[" + ", ".join(f"{v:g}" for v in boxes[i]) + "]"
+        return (
+            f"annotation {annotations[i].get('id', i)} of {by_id[annotations[i]['image_id']]['file_name']}, bbox "
+            + ("[" + ", ".join(f"{v:g}" for v in boxes[i]) + "]")
         )
 
     problems = box_problems(faults, place)
@@ -235,14 +274,13 @@ def _reference_problems(
     """Annotations that do not say where, what, or of which picture."""
     wrong_box, no_image, no_category = [], [], []
     for i, annotation in enumerate(annotations):
-        box = annotation.get("bbox")
-        name = f"annotation {annotation.get('id', i)}"
-        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-            wrong_box.append(f"{name}, bbox {box}")
-        if not _is_id(annotation.get("image_id")) or annotation["image_id"] not in images:
-            no_image.append(f"{name}, image_id {annotation.get('image_id')}")
-        if not _is_id(annotation.get("category_id")) or annotation["category_id"] not in categories:
-            no_category.append(f"{name}, category_id {annotation.get('category_id')}")
+        box, image, category = annotation.get("bbox"), annotation.get("image_id"), annotation.get("category_id")
+        if type(box) is not list or len(box) != 4 or not _NUMBERS.issuperset(map(type, box)):
+            wrong_box.append(f"annotation {annotation.get('id', i)}, bbox {box}")
+        if type(image) is not int or image not in images:
+            no_image.append(f"annotation {annotation.get('id', i)}, image_id {image}")
+        if type(category) is not int or category not in categories:
+            no_category.append(f"annotation {annotation.get('id', i)}, category_id {category}")
     rules = {
         "annotations whose bbox is not [x, y, width, height]": wrong_box,
         "annotations of an unknown image": no_image,
@@ -260,9 +298,7 @@ def _fill_in(
     usable = all(type(i) is int and i > 0 for i in ids)
     if not usable or len(set(ids)) < len(ids):
         counts = Counter(map(repr, ids))
-        bad = tuple(
-            place(n) for n, i in enumerate(ids) if type(i) is not int or i <= 0 or counts[repr(i)] > 1
-        )
+        bad = tuple(place(n) for n, i in enumerate(ids) if type(i) is not int or i <= 0 or counts[repr(i)] > 1)
         # An object with the id 0 counts as missed, whatever is found: pycocotools takes 0 for "no object".
         problems.append(Problem("annotations without an id of their own above 0", bad, "all numbered anew"))
         annotations = [{**a, "id": n} for n, a in enumerate(annotations, start=1)]
@@ -280,8 +316,8 @@ def _fill_in(
         if segmentation and not _is_mask(segmentation, images[annotation["image_id"]]):
             filled["mask"].append(n)
             changes["segmentation"] = []
-        area = annotation.get("area")
-        if not _is_number(area) or not math.isfinite(area):
+        area: Any = annotation.get("area")
+        if type(area) not in _NUMBERS or not math.isfinite(area):
             filled["area"].append(n)
             changes["area"] = annotation["bbox"][2] * annotation["bbox"][3]
         if changes:
@@ -300,9 +336,7 @@ def _fill_in(
 
 def _is_mask(segmentation: Any, image: dict[str, Any]) -> bool:
     if isinstance(segmentation, dict):
-        return list(segmentation.get("size", ())) == [image["height"], image["width"]] and bool(
-            segmentation.get("counts")
-        )
+        return segmentation.get("size") == [image["height"], image["width"]] and bool(segmentation.get("counts"))
     return isinstance(segmentation, list) and any(_is_polygon(polygon) for polygon in segmentation)
 
 
@@ -323,14 +357,12 @@ def _is_id(value: object) -> bool:
     return type(value) is int
 
 
-def _is_size(value: object) -> bool:
-    return type(value) is int and value > 0
+def _has_size(image: dict[str, Any]) -> bool:
+    return all(type(image.get(key)) is int and image[key] > 0 for key in ("width", "height"))
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def describe(problems: Sequence[Problem]) -> str:
-    """One line for each problem, indented."""
-    return "\n".join(f"  {problem}" for problem in problems)
+def _file_size(image: dict[str, Any], folder: Path) -> tuple[int, int] | None:
+    try:
+        return read_size(folder / image["file_name"])
+    except DatasetError:
+        return None

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ode_detect.ode.names import UnknownNameError, check_name
@@ -20,7 +19,6 @@ from ode_detect.ode.names import UnknownNameError, check_name
 from .annotations import Content, read_coco, repair, to_records
 from .errors import DatasetError, Problem, refuse
 from .voc import read_voc, write_voc
-
 
 _REQUIRED = ("NAME", "IMAGES", "ANNOTATIONS")
 _OPTIONAL = ("SPLIT", "CLASSES", "EVALUATOR")
@@ -80,8 +78,8 @@ class Source:
             return read_voc(self.annotations, self.images, split=self.split, classes=self.classes)
         if self.split or self.classes:
             raise DatasetError(
-                f"SPLIT and CLASSES belong to VOC XML, where ANNOTATIONS is a folder; {self.annotations} of {self.name!r} "
-                "is a file, and COCO JSON names its pictures and categories itself. Leave them out."
+                f"SPLIT and CLASSES belong to VOC XML, where ANNOTATIONS is a folder; {self.annotations} of "
+                f"{self.name!r} is a file, and COCO JSON names its pictures and categories itself. Leave them out."
             )
         return read_coco(self.annotations), []
 
@@ -100,7 +98,8 @@ def source_of(name: str) -> Source:
     if metadata.get("evaluator_type") == "pascal_voc":
         root, classes = Path(metadata.dirname), tuple(metadata.thing_classes)
         split = root / "ImageSets" / "Main" / f"{metadata.split}.txt"
-        return Source(name, root / "JPEGImages", root / "Annotations", split, classes, "voc")
+        evaluator = "voc2007" if metadata.year == 2007 else "voc"
+        return Source(name, root / "JPEGImages", root / "Annotations", split, classes, evaluator)
     raise DatasetError(
         f"a data set is checked if it is COCO JSON or VOC XML; {name} is {metadata.get('evaluator_type', 'neither')}. "
         "Convert its annotations to COCO JSON."
@@ -134,20 +133,29 @@ def load(source: Source) -> list[dict[str, Any]]:
     return to_records(content, source.images)
 
 
-def write_truth(name: str) -> None:
-    """Write what a data set of one's own is evaluated against, where its own file is not what is trained on.
+def load_with_truth(name: str) -> list[dict[str, Any]] | None:
+    """Read a data set of one's own as `load` does, and write what it is evaluated against.
 
     COCO's and VOC's AP are computed from files. They get the repaired annotations, in a folder that is deleted when
-    Python ends. VOC XML evaluated by COCO's AP needs none, since the evaluator converts it from `load`; other data sets
-    are left as they are.
+    Python ends. None is needed where COCO JSON is in order, and for VOC XML evaluated by COCO's AP, which the evaluator
+    converts from `load`.
+
+    Returns:
+        Dataset dicts in Detectron2's format; None for a data set that is not one's own.
     """
     source = MetadataCatalog.get(name).get("source")
-    if source is None or (source.evaluator == "coco" and source.annotations.is_dir()):
-        return
+    if source is None:
+        return None
     content, problems = source.read()
     _describe(name, content, problems)
+    if source.evaluator != "coco" or not source.annotations.is_dir():
+        _write_truth(source, content, problems)
+    return to_records(content, source.images)
+
+
+def _write_truth(source: Source, content: Content, problems: list[Problem]) -> None:
     if source.evaluator == "coco" and not problems:
-        _set(name, json_file=str(source.annotations))
+        _set(source.name, json_file=str(source.annotations))
         return
     # Named by what it holds, because Detectron2 remembers what it has read from a file.
     text = json.dumps(content)
@@ -155,10 +163,10 @@ def write_truth(name: str) -> None:
     if source.evaluator == "coco":
         place = place.with_suffix(".json")
         place.write_text(text)
-        _set(name, json_file=str(place))
+        _set(source.name, json_file=str(place))
     else:
         write_voc(content, place, "truth")
-        _set(name, dirname=str(place), split="truth")
+        _set(source.name, dirname=str(place), split="truth")
 
 
 def _source(entry: Any) -> Source:
@@ -177,7 +185,9 @@ def _source(entry: Any) -> Source:
         raise DatasetError(str(error)) from error
     classes = entry.get("CLASSES", ())
     if not isinstance(classes, (list, tuple)) or not all(isinstance(c, str) for c in classes):
-        raise DatasetError(f"CLASSES is a list of names, and that of {entry['NAME']!r} is {classes!r}; write [cat, dog].")
+        raise DatasetError(
+            f"CLASSES is a list of names, and that of {entry['NAME']!r} is {classes!r}; write [cat, dog]."
+        )
     if len(set(classes)) < len(classes):
         raise DatasetError(f"CLASSES names each class once, and that of {entry['NAME']!r} is {classes}; join them.")
     return Source(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,14 @@ import detectron2.data.datasets  # noqa: F401  registers COCO, LVIS, VOC, Citysc
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
-from detectron2.data.build import filter_images_with_only_crowd_annotations, get_detection_dataset_dicts
+from detectron2.data.build import get_detection_dataset_dicts
 from detectron2.structures import BoxMode
 
 from ode_detect.ode.names import UnknownNameError, check_name
 
 from . import custom
-from .annotations import box_faults, box_problems, describe
-from .errors import DatasetError, Problem
+from .annotations import box_faults, box_problems
+from .errors import DatasetError, Problem, describe
 from .mapper import Mapper
 
 logger = logging.getLogger("ode_detect.detection")
@@ -100,11 +101,13 @@ def check_test_data(cfg: CfgNode) -> None:
     Raises:
         DatasetError: as for `train_data`.
     """
+    require_datasets(cfg.DATASETS.TEST)
     for name in cfg.DATASETS.TEST:
-        dicts = read_dataset([name], tell=False)
+        with _explained(name):
+            dicts = custom.load_with_truth(name)
+        dicts = read_dataset([name], tell=False) if dicts is None else dicts
         _check_classes(cfg, [name])
         _check_masks(cfg, [name], dicts)
-        custom.write_truth(name)
     _check_same_classes(cfg.DATASETS.TEST)
 
 
@@ -120,17 +123,10 @@ def read_dataset(names: Sequence[str], *, filter_empty: bool = False, tell: bool
         DatasetError: files are missing, cannot be read, or hold no picture.
     """
     require_datasets(names)
-    dicts = []
+    dicts: list[dict[str, Any]] = []
     for name in names:
-        try:
+        with _explained(name):
             read = get_detection_dataset_dicts([name], filter_empty=False)
-        except DatasetError:
-            raise
-        except (AssertionError, ValueError, KeyError, OSError, TypeError, SyntaxError) as error:
-            raise DatasetError(
-                f"the annotations of {name} cannot be used ({type(error).__name__}: {error}). "
-                "They must be COCO JSON, or VOC XML, with at least one picture; datasets/README.md shows the form."
-            ) from error
         problems = MetadataCatalog.get(name).get("problems")
         if problems is None:
             problems = _drop_boxes(read)
@@ -141,8 +137,22 @@ def read_dataset(names: Sequence[str], *, filter_empty: bool = False, tell: bool
     return dicts
 
 
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+    try:
+        yield
+    except DatasetError:
+        raise
+    except (AssertionError, ValueError, KeyError, OSError, TypeError, SyntaxError) as error:
+        raise DatasetError(
+            f"the annotations of {name} cannot be used ({type(error).__name__}: {error}). "
+            "They must be COCO JSON, or VOC XML, with at least one picture; datasets/README.md shows the form."
+        ) from error
+
+
 def _without_empty(name: str, dicts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    kept = filter_images_with_only_crowd_annotations(dicts) if "annotations" in dicts[0] else dicts
+    # Difficult objects are crowds to evaluation only.
+    kept = [d for d in dicts if any(not a.get("iscrowd") or a.get("difficult") for a in d.get("annotations", [{}]))]
     if not kept:
         raise DatasetError(
             f"no picture of {name} has an object, and pictures without objects are left out; set "
@@ -179,13 +189,13 @@ def _drop_boxes(dicts: list[dict[str, Any]]) -> tuple[Problem, ...]:
 
 
 def _check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
-    key = "MODEL.RETINANET.NUM_CLASSES" if "Retina" in cfg.MODEL.META_ARCHITECTURE else "MODEL.ROI_HEADS.NUM_CLASSES"
-    head = cfg.MODEL.RETINANET if "RETINANET" in key else cfg.MODEL.ROI_HEADS
+    head = "RETINANET" if "Retina" in cfg.MODEL.META_ARCHITECTURE else "ROI_HEADS"
+    known = cfg.MODEL[head].NUM_CLASSES
     for name in names:
-        classes = MetadataCatalog.get(name).get("thing_classes", [])
-        if len(classes) != head.NUM_CLASSES:
+        count = len(MetadataCatalog.get(name).get("thing_classes", []))
+        if count != known:
             raise DatasetError(
-                f"{name} has {len(classes)} classes and the network {head.NUM_CLASSES}; set {key} {len(classes)}."
+                f"{name} has {count} classes and the network {known}; set MODEL.{head}.NUM_CLASSES {count}."
             )
 
 
@@ -230,4 +240,7 @@ def _expected_files(name: str) -> list[str]:
     if source is not None:
         return [str(path) for path in source.files()]
     paths = [metadata.get(key) for key in ("json_file", "image_root", "dirname", "image_dir", "gt_dir")]
+    if metadata.get("evaluator_type") == "pascal_voc" or {"dirname", "split", "year"} <= set(metadata.as_dict()):
+        root = Path(metadata.dirname)
+        paths = [root / "Annotations", root / "JPEGImages", root / "ImageSets" / "Main" / f"{metadata.split}.txt"]
     return [str(path) for path in paths if path]

@@ -30,6 +30,11 @@ class Problem:
         return f"{len(self.where)} {self.rule}{f', {self.done}' if self.done else ''}: {shown}"
 
 
+def describe(problems: Sequence[Problem]) -> str:
+    """One line for each problem, indented."""
+    return "\n".join(f"  {problem}" for problem in problems)
+
+
 def refuse(problems: Sequence[Problem], source: object) -> None:
     """Stop at what reading cannot repair.
 
@@ -40,9 +45,9 @@ def refuse(problems: Sequence[Problem], source: object) -> None:
     Raises:
         DatasetError: a problem has nothing done about it.
     """
-    fatal = [str(problem) for problem in problems if not problem.done]
+    fatal = [problem for problem in problems if not problem.done]
     if fatal:
         raise DatasetError(
-            f"{source} cannot be used as COCO JSON, or VOC XML, with its pictures:\n  " + "\n  ".join(fatal) + "\n"
+            f"{source} cannot be used as COCO JSON, or VOC XML, with its pictures:\n{describe(fatal)}\n"
             "Correct them, or have tools/check_dataset.py list all of them (and write a repaired copy by --fix)."
         )

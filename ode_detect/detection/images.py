@@ -26,7 +26,16 @@ _TURNS = {
 }
 _WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 # What Pillow's decoders raise for broken files.
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error, Image.DecompressionBombError)
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 
 
 def read_image(path: str | Path, format: str = "BGR") -> NDArray[np.uint8]:

@@ -8,22 +8,19 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data import detection_utils as utils
 from detectron2.evaluation.evaluator import inference_context
 from detectron2.structures import BoxMode
 from torch import nn
 
 from .data import test_loader
-
-# Boxes below this score are kept for AP and are noise to the eye.
-SHOWN_SCORE = 0.5
+from .images import read_image
 
 
 def detections(cfg: CfgNode, model: nn.Module, name: str, *, count: int) -> list[dict[str, Any]]:
     """Predict on the first pictures of a data set.
 
     Args:
-        cfg: for reading pictures.
+        cfg: for reading pictures, and ``TEST.SCORE_THRESHOLD``: boxes below it count for AP and are noise to the eye.
         model: a Detectron2 detector.
         name: the data set.
         count: how many pictures.
@@ -38,18 +35,19 @@ def detections(cfg: CfgNode, model: nn.Module, name: str, *, count: int) -> list
     with inference_context(model), torch.no_grad():
         for batch in test_loader(cfg, name):
             for example, output in zip(batch, model(batch), strict=True):
-                shown.append(_numbers(truth[example["file_name"]], output["instances"].to("cpu"), classes))
+                found = output["instances"].to("cpu")
+                found = found[found.scores >= cfg.TEST.SCORE_THRESHOLD]
+                shown.append(_numbers(truth[example["file_name"]], found, classes))
             if len(shown) >= count:
                 break
     return shown[:count]
 
 
 def _numbers(record: dict[str, Any], predicted: Any, classes: list[str]) -> dict[str, Any]:
-    predicted = predicted[predicted.scores >= SHOWN_SCORE]
     objects = record.get("annotations", [])
     corners = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in objects]
     return {
-        "image": np.ascontiguousarray(utils.read_image(record["file_name"], format="RGB")),
+        "image": read_image(record["file_name"], "RGB"),
         "boxes": predicted.pred_boxes.tensor.numpy(),
         "scores": predicted.scores.numpy(),
         "labels": [classes[i] for i in predicted.pred_classes.tolist()],

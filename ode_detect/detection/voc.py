@@ -79,9 +79,9 @@ def _names(annotations: Path, split: Path | None) -> tuple[list[str], list[Probl
         flagged = any(name.split()[0] in there for name in absent)
         hint = " VOC's lists of one class have a second column; take a list of ids alone." if flagged else ""
         raise DatasetError(
-            f"every id in {split or annotations} needs its file ID.xml in {annotations}, and there must be one at least; "
-            f"{len(absent)} of {len(names)} have none{': ' if absent else ''}{', '.join(absent[:3])}. Correct the "
-            f"split, or add the files.{hint}"
+            f"every id in {split or annotations} needs its file ID.xml in {annotations}, and there must be one at "
+            f"least; {len(absent)} of {len(names)} have none{': ' if absent else ''}{', '.join(absent[:3])}. Correct "
+            f"the split, or add the files.{hint}"
         )
     repeated = tuple(name for name, count in Counter(names).items() if count > 1)
     problems = [Problem(f"ids more than once in {split}", repeated, "read once")] if repeated else []

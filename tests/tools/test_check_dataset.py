@@ -1,0 +1,84 @@
+import json
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+from ode_detect.engine.launch import run_tool
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICKSTART = ROOT / "configs" / "quickstart.yaml"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["--config-file", "c.yaml", "--images", "x"],
+        ["--images", "x"],
+        ["--images", "x", "--annotations", "y", "SEED", "1"],
+        ["--config-file", "c.yaml", "--draw", "-1"],
+    ],
+)
+def test_flags_that_make_no_sense_are_refused(tool: ModuleType, flags: list[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        tool.parse(flags)
+    assert stop.value.code == 2
+
+
+def test_a_folder_is_checked_drawn_and_reported(
+    tool: ModuleType, squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--images", str(squares / "images"), "--annotations", str(squares / "train.json")]
+    assert run_tool(tool.main, [*where, "--output", str(tmp_path / "out"), "--draw", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "train: 8 pictures, 2 without objects, 18 objects, 0 ignored" in printed
+    assert "nothing is wrong" in printed
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["check.json", "train.png", "train_samples.jpg"]
+    (found,) = json.loads((tmp_path / "out" / "check.json").read_text())["datasets"]
+    assert found["classes"] == {"square": 18}
+    assert run_tool(tool.main, [*where[:3], str(tmp_path / "no.json")]) == 2
+    assert "no.json" in capsys.readouterr().err
+
+
+def test_a_config_is_checked_and_repaired_and_the_repaired_copy_is_in_order(
+    tool: ModuleType, squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(squares / "images", tmp_path / "images")
+    content = json.loads((squares / "train.json").read_text())
+    content["annotations"][0]["bbox"][3] = 0
+    parts = {"train": content["images"][:5], "test": content["images"][4:]}
+    custom = []
+    for part, images in parts.items():
+        kept = [a for a in content["annotations"] if a["image_id"] in {i["id"] for i in images}]
+        (tmp_path / f"{part}.json").write_text(json.dumps({**content, "images": images, "annotations": kept}))
+        names = {"NAME": f"{part}_{tmp_path.name}", "IMAGES": str(tmp_path / "images")}
+        custom.append({**names, "ANNOTATIONS": str(tmp_path / f"{part}.json")})
+    (tmp_path / "c.yaml").write_text(
+        f"_BASE_: {QUICKSTART}\n"
+        + yaml.safe_dump({"DATASETS": {"CUSTOM": custom, "TRAIN": [custom[0]["NAME"]], "TEST": [custom[1]["NAME"]]}})
+    )
+    flags = ["--config-file", str(tmp_path / "c.yaml"), "--output", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as stop:
+        tool.main([*flags, "--fix", str(tmp_path / "fixed")])
+    assert stop.value.code == 1
+    printed = capsys.readouterr().out
+    assert "wrong: 1 boxes without width or height, dropped: annotation 1 of 0.png" in printed
+    assert "wrong: 1 pictures in train" in printed
+    assert "have an anchor of about their shape" in printed
+    assert "left out: 4.png" in (tmp_path / "fixed" / "changes.txt").read_text()
+    (tmp_path / "f.yaml").write_text(f"_BASE_: {QUICKSTART}\n" + (tmp_path / "fixed" / "custom.yaml").read_text())
+    assert run_tool(tool.main, ["--config-file", str(tmp_path / "f.yaml"), "--output", str(tmp_path / "again")]) == 0
+
+
+def test_annotations_that_cannot_be_used_at_all_are_wrong(
+    tool: ModuleType, squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.json").write_text("{}")
+    where = ["--images", str(squares / "images"), "--annotations", str(tmp_path / "x.json")]
+    with pytest.raises(SystemExit) as stop:
+        tool.main([*where, "--output", str(tmp_path)])
+    assert stop.value.code == 1
+    assert "no such list 'images'" in capsys.readouterr().out

@@ -1,0 +1,220 @@
+#!/usr/bin/env python
+"""Check data sets before training: counts, classes, box sizes beside the anchors, and whatever is wrong.
+
+Examples:
+    python tools/check_dataset.py --config-file configs/quickstart.yaml
+    python tools/check_dataset.py --config-file my.yaml --draw 12 --fix datasets/repaired
+    python tools/check_dataset.py --images photos --annotations train.json
+    python tools/check_dataset.py --images JPEGImages --annotations Annotations --split ImageSets/Main/test.txt
+
+Every picture is decoded. DIR of --output gets check.json, and for each data set NAME.png (classes, sizes, shapes, with
+the anchors of the config) and with --draw NAME_samples.jpg. --fix writes repaired annotations as COCO JSON,
+changes.txt, which lists every change, and custom.yaml, the lines that use them in a config; originals are not touched.
+
+Exit code: 0 nothing is wrong; 1 something is, repaired or not; 2 a mistake on the command line; 130 stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ode_detect.engine.launch import parse_anywhere, run_tool
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+    from ode_detect.detection.check import Checked
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Read the command line; flags may stand anywhere among KEY VALUE pairs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", metavar="FILE", help="check DATASETS.TRAIN and DATASETS.TEST of a config")
+    parser.add_argument("--images", metavar="DIR", help="without a config: folder of the pictures")
+    parser.add_argument("--annotations", metavar="PATH", help="COCO JSON, or a folder of VOC XML")
+    parser.add_argument("--split", metavar="FILE", help="with VOC XML: a file with one id per line")
+    parser.add_argument("--output", default="output/check", metavar="DIR", help="report and plots (output/check)")
+    parser.add_argument("--fix", metavar="DIR", help="write a repaired copy of the annotations")
+    parser.add_argument("--draw", type=int, default=0, metavar="N", help="draw N annotated pictures of each data set")
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys that win over the file")
+    args = parse_anywhere(parser, arguments)
+    if bool(args.config_file) == bool(args.images or args.annotations or args.split):
+        parser.error("give either --config-file, or --images and --annotations")
+    if not args.config_file and not (args.images and args.annotations):
+        parser.error("--images and --annotations belong together")
+    if args.overrides and not args.config_file:
+        parser.error(f"config keys ({args.overrides[0]}) need --config-file")
+    if args.draw < 0:
+        parser.error("--draw takes a number of pictures")
+    return args
+
+
+def main(arguments: list[str]) -> None:
+    """Parse, check, report, repair."""
+    from ode_detect.detection.check import check, overlaps, unused
+    from ode_detect.detection.errors import DatasetError, Problem
+
+    args = parse(arguments)
+    cfg, sources, train, test = _sources(args)
+    checked: list[Checked] = []
+    wrong: list[Problem] = []
+    for source in sources:
+        try:
+            checked.append(check(source, progress=_progress(source.name)))
+        except DatasetError as error:
+            wrong.append(Problem("data sets that cannot be checked", (str(error),)))
+            print(f"{source.name}\n  wrong: {error}\n")
+            continue
+        _show(checked[-1], cfg)
+    between = overlaps(checked, train, test)
+    wrong += between + [problem for one in checked for problem in one.problems]
+    notes = unused(checked)
+    for word, problems in (("wrong", between), ("note", notes)):
+        for problem in problems:
+            print(f"{word}: {problem}")
+    output = Path(args.output)
+    _report(output, cfg, checked, between, notes, args.draw)
+    if args.fix and checked:
+        _fix(Path(args.fix), checked, train, test)
+    print(f"{f'kinds of mistakes found: {len(wrong)}' if wrong else 'nothing is wrong'}; report in {output}")
+    if wrong:
+        raise SystemExit(1)
+
+
+def _sources(args: argparse.Namespace) -> tuple[CfgNode | None, list[Any], list[str], list[str]]:
+    """The config if there is one, the data sets, and the names of those for training and for test."""
+    from ode_detect.detection.custom import Source, source_of
+    from ode_detect.detection.errors import DatasetError
+    from ode_detect.engine.config import load_config
+    from ode_detect.engine.task import get_task
+
+    if args.config_file:
+        cfg = load_config(args.config_file, args.overrides)
+        task = get_task(cfg)
+        train, test = list(cfg.DATASETS.TRAIN), list(cfg.DATASETS.TEST)
+        names = list(dict.fromkeys([*train, *test]))
+        task.require(names)
+        return cfg, [source_of(name) for name in names], train, test
+    split = Path(args.split) if args.split else None
+    annotations = Path(args.annotations)
+    name = (split or annotations).stem if (split or annotations.is_file()) else annotations.resolve().name
+    source = Source(name, Path(args.images), annotations, split)
+    missing = [str(path) for path in source.files() if not path.exists()]
+    if missing or not source.images.is_dir():
+        raise DatasetError(f"there is no {', '.join(missing) or f'folder {source.images}'}; give the right path.")
+    return None, [source], [], []
+
+
+def _show(one: Checked, cfg: CfgNode | None) -> None:
+    """Print what is in a data set, and what is wrong."""
+    from ode_detect.report.datasets import class_table, size_table
+
+    numbers = _numbers(one, cfg)
+    print(f"\n{one.source.name}: " + ", ".join(f"{count} {what}" for what, count in one.counts().items()))
+    print(class_table(one.classes()))
+    print(f"sizes (square root of the area) in {numbers['unit']}")
+    print(size_table(numbers["boxes"], numbers["anchors"]))
+    if "covered" in numbers:
+        print(
+            f"  {100 * numbers['covered']:.1f} % of the objects have an anchor of about their shape "
+            f"(IoU of {numbers['least']:g} or more when centred)"
+        )
+    for word, problems in (("wrong", one.problems), ("note", one.notes)):
+        for problem in problems:
+            print(f"  {word}: {problem}{'' if problem.done or word == 'note' else ' [stops training]'}")
+
+
+def _numbers(one: Checked, cfg: CfgNode | None) -> dict[str, Any]:
+    """Sizes of boxes and anchors, the unit, and how many boxes an anchor fits."""
+    import numpy as np
+
+    from ode_detect.detection.check import anchors, best_overlap
+
+    boxes = one.boxes(cfg)
+    if cfg is None:
+        return {"boxes": boxes, "anchors": np.zeros((0, 2)), "unit": "pixels"}
+    shapes, unit = anchors(cfg), "pixels of the network's input"
+    # The overlap at which an anchor becomes a positive example.
+    retina = "Retina" in cfg.MODEL.META_ARCHITECTURE
+    least = (cfg.MODEL.RETINANET if retina else cfg.MODEL.RPN).IOU_THRESHOLDS[-1]
+    numbers = {"boxes": boxes, "anchors": shapes, "unit": unit, "least": least}
+    if len(boxes) and len(shapes):
+        numbers["covered"] = float((best_overlap(boxes, shapes) >= least).mean())
+    return numbers
+
+
+def _report(
+    output: Path, cfg: CfgNode | None, checked: list[Checked], between: list[Any], notes: list[Any], draw: int
+) -> None:
+    """Write check.json, plots, and sheets of samples."""
+    from dataclasses import asdict
+
+    from ode_detect.report.datasets import Sample, plot_dataset, sample_sheet
+    from ode_detect.report.files import whole
+
+    content: dict[str, Any] = {
+        "datasets": [],
+        "between": [asdict(p) for p in between],
+        "notes": list(map(asdict, notes)),
+    }
+    for one in checked:
+        numbers = _numbers(one, cfg)
+        content["datasets"].append(
+            {
+                "name": one.source.name,
+                "images": str(one.source.images),
+                "annotations": str(one.source.annotations),
+                "counts": one.counts(),
+                "classes": one.classes(),
+                "covered by anchors": numbers.get("covered"),
+                "problems": [asdict(problem) for problem in one.problems],
+                "notes": [asdict(problem) for problem in one.notes],
+            }
+        )
+        name = one.source.name
+        plot_dataset(
+            name, one.classes(), numbers["boxes"], numbers["anchors"], output / f"{name}.png", unit=numbers["unit"]
+        )
+        samples = [Sample(**numbers) for numbers in one.samples(draw)] if draw else []
+        if samples:
+            sample_sheet(samples, output / f"{name}_samples.jpg", title=f"{name}: annotated samples")
+    with whole(output / "check.json") as file:
+        file.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _fix(folder: Path, checked: list[Checked], train: list[str], test: list[str]) -> None:
+    """Write repaired copies and say how to use them."""
+    from ode_detect.detection.check import overlaps
+    from ode_detect.detection.repaired import snippet, write_repaired
+
+    copies, lines = [], []
+    tested = frozenset(f.digest for one in checked if one.source.name in test for f in one.files.values()) - {""}
+    for one in checked:
+        mine = one.source.name in train and one.source.name not in test
+        shared = overlaps(checked, [one.source.name], test) if mine else []
+        copy = write_repaired(one, folder, overlaps=shared, test=tested if mine else frozenset())
+        copies.append(copy)
+        lines += [f"{copy.annotations}: {copy.lost} pictures left out"]
+        lines += [f"  {change}" for change in copy.changes or ("nothing to change",)]
+    (folder / "changes.txt").write_text("\n".join(lines) + "\n")
+    text = snippet(copies, train, test)
+    (folder / "custom.yaml").write_text(text)
+    print(
+        f"\nrepaired copies in {folder}; changes.txt lists every change. In the config (also in custom.yaml):\n\n{text}"
+    )
+
+
+def _progress(name: str) -> Any:
+    def show(done: int) -> None:
+        if sys.stderr.isatty() and done % 50 == 0:
+            print(f"\r{name}: {done} pictures", end="\r", file=sys.stderr)
+
+    return show
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main, sys.argv[1:]))
