@@ -9,18 +9,14 @@ from typing import Literal
 
 import cv2
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.text import Text
-from matplotlib.transforms import IdentityTransform
 from numpy.typing import ArrayLike, NDArray
+
+from .canvas import Canvas, measure
 
 Outcome = Literal["hit", "false", "ignored"]
 # Apart for colour-blind readers, and apart from vegetation, soil and snow.
 HIT, FALSE, MISSED, TRUTH = "#19D3FF", "#FF2E9A", "#FFE600", "#FFFFFF"
-_INK, _PAPER = "#222222", "#FFFFFF"
-_DPI = 100
+_GROUND = "#3F4A3C"  # of the legend's boxes, dark green
 _CROWDED = 25  # boxes in a picture above which labels hide more than they tell
 
 
@@ -158,6 +154,7 @@ def draw_boxes(
     scale: int = 1,
     width: float = 2.0,
     text: bool | None = None,
+    size: float = 12.0,
 ) -> NDArray[np.uint8]:
     """Draw boxes with their labels and scores.
 
@@ -170,6 +167,7 @@ def draw_boxes(
         scale: Whole number by which the picture is enlarged first; lines and text are not.
         width: Line width in pixels.
         text: Whether labels and scores are written; None writes them while there are at most 25 boxes.
+        size: Height of the letters in pixels.
 
     Returns:
         A new picture, RGB, uint8, shape (H * scale, W * scale, 3).
@@ -188,8 +186,7 @@ def draw_boxes(
     colors = [color] * len(boxes) if isinstance(color, str) else list(color)
     if len(colors) != len(boxes):
         raise PictureError(f"color must be one or one per box, {len(boxes)}; there are {len(colors)}. Give one.")
-    canvas = _Canvas(image.shape[1] * scale, image.shape[0] * scale)
-    canvas.image(_enlarge(image, scale), 0, 0)
+    canvas = _canvas_of(image, scale)
     written = len(boxes) <= _CROWDED if text is None else text
     for i, box in enumerate(boxes):
         canvas.box(box * scale, colors[i], width)
@@ -197,7 +194,7 @@ def draw_boxes(
         label = " ".join(
             ([labels[i]] if len(labels) else []) + ([f"{values[i]:.2f}"] if np.isfinite(values[i]) else [])
         )
-        canvas.label(box * scale, label, colors[i])
+        canvas.label(box * scale, label, colors[i], size=size)
     return canvas.pixels()
 
 
@@ -228,15 +225,15 @@ def detection_sheet(
     gap, caption = 16, 34
     width = columns * (cell_w * scale + gap) + gap
     totals = {key: sum(p.counts()[key] for p in pictures) for key in ("found", "missed", "false")}
-    head = _header(_Canvas(width, 1), title, totals, gap)
-    canvas = _Canvas(width, head + rows * (cell_h * scale + caption + gap))
+    head = _header(Canvas(width, 1), title, totals, gap)
+    canvas = Canvas(width, head + rows * (cell_h * scale + caption + gap))
     _header(canvas, title, totals, gap)
     crowded = max(len(p.match.outcomes) for p in pictures) > _CROWDED
     for index, picture in enumerate(pictures):
         x = gap + index % columns * (cell_w * scale + gap)
         y = head + index // columns * (cell_h * scale + caption + gap) + caption
         _caption(canvas, picture, x, y - 10)
-        _draw(canvas, picture, x, y, scale, scores_of_hits=not crowded)
+        canvas.image(_draw(picture, scale, scores_of_hits=not crowded), x, y)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -250,34 +247,39 @@ def detection_sheet(
     return totals
 
 
-def _draw(canvas: _Canvas, picture: Picture, x: int, y: int, scale: int, *, scores_of_hits: bool) -> None:
+def draw_picture(picture: Picture, scale: int = 1) -> NDArray[np.uint8]:
+    """Draw hits, false detections and missed objects; RGB, uint8, shape (H * scale, W * scale, 3)."""
+    return _draw(picture, scale, scores_of_hits=len(picture.match.outcomes) <= _CROWDED)
+
+
+def _draw(picture: Picture, scale: int, *, scores_of_hits: bool) -> NDArray[np.uint8]:
     """Draw one picture: the truth of the hits thin below them, then hits, false detections, and what was missed."""
-    match, offset = picture.match, np.array([x, y, x, y])
+    match = picture.match
     boxes, truth = _as_boxes(picture.boxes, "boxes") * scale, _as_boxes(picture.truth, "truth") * scale
-    clip = (x, y, picture.image.shape[1] * scale, picture.image.shape[0] * scale)
-    canvas.image(_enlarge(picture.image, scale), x, y)
+    canvas = _canvas_of(picture.image, scale)
     crowd = np.array(picture.crowd, dtype=bool) if len(picture.crowd) else np.zeros(len(truth), dtype=bool)
     for box in truth[match.found]:
-        canvas.box(box + offset, TRUTH, 1.2, clip=clip, alpha=0.7, halo=False)
+        canvas.box(box, TRUTH, 1, alpha=0.7, halo=False)
     for outcome, color in (("hit", HIT), ("false", FALSE)):
         for box in boxes[[o == outcome for o in match.outcomes]]:
-            canvas.box(box + offset, color, 2.6, clip=clip)
+            canvas.box(box, color, 3)
     for box in truth[~match.found & ~crowd]:
-        canvas.box(box + offset, MISSED, 2.6, clip=clip, dashed=True)
+        canvas.box(box, MISSED, 3, dashed=True)
     scores = np.asarray(picture.scores, dtype=np.float64)
     for i, outcome in enumerate(match.outcomes):
         if outcome == "false" or (outcome == "hit" and scores_of_hits):
             label = " ".join([*picture.labels[i : i + 1], f"{scores[i]:.2f}"])
-            canvas.label(boxes[i] + offset, label, HIT if outcome == "hit" else FALSE, clip=clip)
+            canvas.label(boxes[i], label, HIT if outcome == "hit" else FALSE)
+    return canvas.pixels()
 
 
-def _header(canvas: _Canvas, title: str, totals: dict[str, int], margin: int) -> int:
+def _header(canvas: Canvas, title: str, totals: dict[str, int], margin: int) -> int:
     """Write title and legend, in as many lines as the width asks for; returns the height used in pixels."""
     objects = totals["found"] + totals["missed"]
     counts = f"{totals['found']} of {objects} found, {totals['missed']} missed, {totals['false']} false"
     line = f"{title}: {counts}" if title else counts
     room = canvas.width - 2 * margin
-    canvas.text(margin, 42, line, min(26.0, 25 * room / canvas.measure(line, 26, bold=True)), bold=True)
+    canvas.text(margin, 42, line, min(26.0, 25 * room / measure(line, 26, bold=True)), bold=True)
     entries = (
         (HIT, False, "hit (IoU at least 0.5)"),
         (TRUTH, False, "its ground truth"),
@@ -286,113 +288,21 @@ def _header(canvas: _Canvas, title: str, totals: dict[str, int], margin: int) ->
     )
     x, y = margin, 66
     for color, dashed, label in entries:
-        length = 54 + round(canvas.measure(label, 18))
+        length = 54 + round(measure(label, 18))
         if x > margin and x + length > canvas.width - margin:
             x, y = margin, y + 34
-        canvas.patch(x, y, 44, 26)
+        canvas.patch(x, y, 44, 26, _GROUND)
         swatch = np.array([x + 9.0, y + 5.0, x + 35.0, y + 21.0])
-        canvas.box(swatch, color, 1.2 if color == TRUTH else 2.6, dashed=dashed, halo=False)
+        canvas.box(swatch, color, 1 if color == TRUTH else 3, dashed=dashed, halo=False)
         canvas.text(x + 54, y + 20, label, 18)
         x += length + 32
     return y + 38
 
 
-def _caption(canvas: _Canvas, picture: Picture, x: int, y: int) -> None:
+def _caption(canvas: Canvas, picture: Picture, x: int, y: int) -> None:
     counts = picture.counts()
     name = f"{picture.name}   " if picture.name else ""
     canvas.text(x, y, f"{name}{counts['found']} found, {counts['missed']} missed, {counts['false']} false", 17)
-
-
-class _Canvas:
-    """A picture to draw on in pixels, origin at the upper left, with matplotlib's anti-aliased lines and fonts."""
-
-    def __init__(self, width: int, height: int) -> None:
-        self.width, self.height = width, height
-        # A hair more than the pixels: 57 / 100 * 100 is less than 57 in floats, and would cut the last column.
-        size = ((width + 0.01) / _DPI, (height + 0.01) / _DPI)
-        self.figure = Figure(figsize=size, dpi=_DPI, facecolor=_PAPER)
-        self.agg = FigureCanvasAgg(self.figure)
-
-    def image(self, pixels: NDArray[np.uint8], x: int, y: int) -> None:
-        """Put a picture at its own resolution."""
-        self.figure.figimage(pixels, x, self.height - y - pixels.shape[0], origin="upper")
-
-    def box(
-        self,
-        box: NDArray[np.float64],
-        color: str,
-        width: float,
-        *,
-        dashed: bool = False,
-        alpha: float = 1.0,
-        halo: bool = True,
-        clip: tuple[int, int, int, int] | None = None,
-    ) -> None:
-        x0, y0, x1, y1 = (float(v) for v in box)
-        points = 72 / _DPI
-        patch = self._rectangle(x0, y0, x1 - x0, y1 - y0)
-        patch.set(fill=False, edgecolor=color, linewidth=width * points, alpha=alpha, joinstyle="round")
-        if dashed:
-            patch.set_linestyle((0, (3.2, 1.6)))
-        if halo:
-            dark = self._rectangle(x0, y0, x1 - x0, y1 - y0)
-            dark.set(fill=False, edgecolor=(0, 0, 0, 0.45), linewidth=(width + 1.4) * points, joinstyle="round")
-            self._add(dark, clip)
-        self._add(patch, clip)
-
-    def patch(self, x: float, y: float, width: float, height: float) -> None:
-        """Fill a rectangle with a dark green, the ground of the legend's boxes."""
-        patch = self._rectangle(x, y, width, height)
-        patch.set(facecolor="#3F4A3C", edgecolor="none")
-        self.figure.add_artist(patch)
-
-    def text(self, x: float, y: float, text: str, size: float, *, bold: bool = False) -> Text:
-        """Write with the base line at ``y``; ``size`` in pixels."""
-        return self.figure.text(
-            x,
-            self.height - y,
-            text,
-            transform=IdentityTransform(),
-            fontsize=size * 72 / _DPI,
-            fontweight="bold" if bold else "normal",
-            color=_INK,
-            parse_math=False,
-        )
-
-    def measure(self, text: str, size: float, *, bold: bool = False) -> float:
-        """Return the width in pixels that a text would take."""
-        artist = self.text(0, 0, text, size, bold=bold)
-        width = float(artist.get_window_extent(self.agg.get_renderer()).width)
-        artist.remove()
-        return width
-
-    def label(
-        self, box: NDArray[np.float64], text: str, color: str, *, clip: tuple[int, int, int, int] | None = None
-    ) -> None:
-        """Write a small label on a tag of the box's colour above its upper edge, inside the picture."""
-        if not text:
-            return
-        left, top, wide, _ = clip or (0, 0, self.width, self.height)
-        length = self.measure(text, 12) + 6
-        x = max(min(float(box[0]) - 1, left + wide - length), left)
-        y = max(float(box[1]), top + 15)
-        self.text(x + 3, y - 4, text, 12).set_zorder(4)
-        tag = self._rectangle(x, y - 15, length, 15)
-        tag.set(facecolor=color, edgecolor="none", zorder=3)
-        self._add(tag, clip)
-
-    def pixels(self) -> NDArray[np.uint8]:
-        """Render; RGB, uint8, shape (height, width, 3)."""
-        self.agg.draw()
-        return np.ascontiguousarray(np.asarray(self.agg.buffer_rgba())[:, :, :3])
-
-    def _add(self, patch: Rectangle, clip: tuple[int, int, int, int] | None) -> None:
-        self.figure.add_artist(patch)
-        if clip:
-            patch.set_clip_path(self._rectangle(*clip))
-
-    def _rectangle(self, x: float, y: float, width: float, height: float) -> Rectangle:
-        return Rectangle((x, self.height - y - height), width, height, transform=IdentityTransform())
 
 
 def _overlap(boxes: NDArray[np.float64], truth: NDArray[np.float64], crowd: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -406,11 +316,13 @@ def _overlap(boxes: NDArray[np.float64], truth: NDArray[np.float64], crowd: NDAr
     return np.divide(shared, whole, out=np.zeros(shared.shape), where=whole > 0)
 
 
-def _enlarge(image: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
-    if scale == 1:
-        return image
-    large = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
-    return np.asarray(large, dtype=np.uint8)
+def _canvas_of(image: NDArray[np.uint8], scale: int) -> Canvas:
+    """A canvas that the picture fills, enlarged by a whole number."""
+    if scale > 1:
+        image = np.asarray(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
+    canvas = Canvas(image.shape[1], image.shape[0])
+    canvas.image(image, 0, 0)
+    return canvas
 
 
 def _as_boxes(boxes: ArrayLike, what: str) -> NDArray[np.float64]:

@@ -20,8 +20,8 @@ from ode_detect.report.rows import Comparison, Row, is_fraction
 
 # Okabe and Ito's palette: these colours stay apart for colour-blind readers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_INK = "#333333"
-_DPI = 150
+INK = "#333333"
+DPI = 150
 
 
 class MetricsError(ValueError):
@@ -110,22 +110,22 @@ def plot_losses(metrics: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     longest = max(len(values) for _, values in curves.values())
     window = max(longest // 20, 1) // 2 * 2 + 1
     groups = [group for group in (["total_loss"] if "total_loss" in curves else [], parts) if group]
-    figure = Figure(figsize=(5.2 * len(groups) + 0.3, 3.7), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(5.2 * len(groups) + 0.3, 3.7), dpi=DPI, layout="constrained")
     for column, group in enumerate(groups):
         axes = figure.add_subplot(1, len(groups), column + 1)
         for colour, name in zip(_colours(group, black=group == ["total_loss"]), group, strict=True):
             _curve(axes, *curves[name], window, name, colour)
         total = group == ["total_loss"]
-        _style(axes, "Total loss" if total else "Parts of the loss", "Loss")
+        style_axes(axes, "Total loss" if total else "Parts of the loss", "Loss")
         axes.set_ylim(*_loss_limits([curves[name][1] for name in group], window))
         if not total:
-            axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
+            axes.legend(frameon=False, fontsize=9, labelcolor=INK)
     notes = [f"bold: mean of {window} records"] if window > 1 else []
     lost = sum(int((~np.isfinite(values)).sum()) for _, values in curves.values())
     notes += [f"values left out because they are not finite: {lost}"] if lost else []
     if notes:
         figure.supxlabel("; ".join(notes), fontsize=8, color="#666666", x=0.99, ha="right")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_metric(metrics: Sequence[Mapping[str, Any]], names: Sequence[str], path: str | Path) -> None:
@@ -150,7 +150,7 @@ def plot_metric(metrics: Sequence[Mapping[str, Any]], names: Sequence[str], path
             f"a plot of {', '.join(names)} needs records that hold it; there are "
             f"{', '.join(known) or 'no evaluations'}. Set TEST.EVAL_PERIOD, or choose another name."
         )
-    figure = Figure(figsize=(5.5, 3.7), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(5.5, 3.7), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     for colour, (name, (iterations, values)) in zip(_colours(list(curves)), curves.items(), strict=True):
         finite = np.isfinite(values)
@@ -158,10 +158,10 @@ def plot_metric(metrics: Sequence[Mapping[str, Any]], names: Sequence[str], path
         label = f"{name.rpartition('/')[2]}, last {y[-1]:.1f}"
         axes.plot(x, y, color=colour, linewidth=1.8, marker="o", markersize=3.5, label=label)
     heads = {name.rpartition("/")[0] for name in curves}
-    _style(axes, "Evaluation" + (f" ({heads.pop()})" if len(heads) == 1 and "" not in heads else ""), "Metric (%)")
+    style_axes(axes, "Evaluation" + (f" ({heads.pop()})" if len(heads) == 1 and "" not in heads else ""), "Metric (%)")
     axes.set_ylim(0, min(max(max(np.nanmax(y[np.isfinite(y)]) for _, y in curves.values()) * 1.15, 1.0), 100))
-    axes.legend(frameon=False, fontsize=9, labelcolor=_INK, loc="lower right")
-    _save(figure, path)
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="lower right")
+    save_figure(figure, path)
 
 
 def pareto_front(costs: Sequence[float], values: Sequence[float], *, better: str = "max") -> list[int]:
@@ -204,15 +204,15 @@ def plot_dial(rows: Sequence[Row], metric: str, path: str | Path, *, full: str, 
         )
     factor = 100.0 if is_fraction(metric) else 1.0
     values = [factor * row.metrics[metric] for row in shown]
-    figure = Figure(figsize=(10.7, 4.2), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(10.7, 4.2), dpi=DPI, layout="constrained")
     for column, (cost, words) in enumerate(costs.items(), start=1):
         axes = figure.add_subplot(1, 2, column)
         _settings(axes, shown, [row.cost[cost] for row in shown], values, full, better)
-        _style(axes, f"{metric} against {cost.removesuffix('_ms')}", f"{metric} (%)" if factor > 1 else metric)
-        axes.set_xlabel(words, fontsize=10, color=_INK)
+        style_axes(axes, f"{metric} against {cost.removesuffix('_ms')}", f"{metric} (%)" if factor > 1 else metric)
+        axes.set_xlabel(words, fontsize=10, color=INK)
         if column == 1:
-            axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
-    _save(figure, path)
+            axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+    save_figure(figure, path)
 
 
 def _settings(axes: Axes, rows: Sequence[Row], x: Sequence[float], y: Sequence[float], full: str, better: str) -> None:
@@ -226,10 +226,10 @@ def _settings(axes: Axes, rows: Sequence[Row], x: Sequence[float], y: Sequence[f
     for rank, i in enumerate(sorted(front, key=lambda i: x[i])):
         # Neighbours on the front lie close: by turns above and below.
         offset = (4, 5) if rank % 2 else (4, -11)
-        axes.annotate(rows[i].name, (x[i], y[i]), offset, textcoords="offset points", fontsize=7, color=_INK)
+        axes.annotate(rows[i].name, (x[i], y[i]), offset, textcoords="offset points", fontsize=7, color=INK)
     marked = [i for i, row in enumerate(rows) if row.name == full]
     ring = axes.scatter([x[i] for i in marked], [y[i] for i in marked], s=110, label=f"full steps ({full})", zorder=3)
-    ring.set(facecolors="none", edgecolors=_INK, linewidths=1.2)
+    ring.set(facecolors="none", edgecolors=INK, linewidths=1.2)
     axes.plot([], [], color="#999999", linewidth=1.2, label="Pareto front")
     axes.margins(x=0.12, y=0.15)
 
@@ -238,6 +238,33 @@ def _method(name: str) -> str:
     """The method of "euler_2", "euler_1-2-2" and "dopri5"; "mixed" where flows differ in it."""
     uniform = re.fullmatch(r"(\w+?)_[\d-]+", name)
     return uniform[1] if uniform else "mixed" if "-" in name else name
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A curve that pages of several runs draw into one set of axes.
+
+    Attributes:
+        title: Above the axes; curves of one title come into the same.
+        xlabel: What x is.
+        ylabel: What y is.
+        x: Shape (N,).
+        y: Shape (N,).
+
+    Raises:
+        ValueError: x and y differ in length.
+    """
+
+    title: str
+    xlabel: str
+    ylabel: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Check the lengths."""
+        if len(self.x) != len(self.y):
+            raise ValueError(f"a curve needs as many x as y; {self.title!r} has {len(self.x)} and {len(self.y)}.")
 
 
 @dataclass(frozen=True)
@@ -273,15 +300,15 @@ def plot_panels(panels: Sequence[Panel], xlabel: str, path: str | Path) -> None:
         raise MetricsError("a plot of panels needs at least one curve; there is none. Measure something first.")
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.8 * columns, 3.3 * rows + 0.5), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(4.8 * columns, 3.3 * rows + 0.5), dpi=DPI, layout="constrained")
     colours = dict(zip(names, _colours(names), strict=True))
     for index, panel in enumerate(panels):
         axes = figure.add_subplot(rows, columns, index + 1)
         for name, points in panel.curves.items():
             x, y = zip(*sorted(points), strict=True)
             axes.plot(x, y, color=colours[name], linewidth=1.8, marker="o", markersize=3.5, label=name)
-        _style(axes, panel.title, panel.ylabel)
-        axes.set_xlabel(xlabel, fontsize=10, color=_INK)
+        style_axes(axes, panel.title, panel.ylabel)
+        axes.set_xlabel(xlabel, fontsize=10, color=INK)
         axes.set_xscale("log", base=2)
         ticks = sorted({x for points in panel.curves.values() for x, _ in points})
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -294,7 +321,7 @@ def plot_panels(panels: Sequence[Panel], xlabel: str, path: str | Path) -> None:
     figure.legend(
         [handles[name] for name in names], names, loc="outside lower center", ncols=3, frameon=False, fontsize=9
     )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_ratios(comparisons: Sequence[Comparison], path: str | Path) -> None:
@@ -311,17 +338,17 @@ def plot_ratios(comparisons: Sequence[Comparison], path: str | Path) -> None:
         raise MetricsError("a plot of ratios needs at least one comparison; there is none. Measure something first.")
     colours = {True: COLOURS[2], False: COLOURS[1], None: COLOURS[0]}
     words = {True: "aim met", False: "aim missed", None: "no aim"}
-    figure = Figure(figsize=(9.0, 0.33 * len(comparisons) + 1.3), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(9.0, 0.33 * len(comparisons) + 1.3), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     for place, c in enumerate(comparisons):
         axes.plot([c.low, c.high], [place, place], color=colours[c.met], linewidth=1.5)
         axes.plot([c.ratio], [place], color=colours[c.met], marker="o", markersize=5, linestyle="", label=words[c.met])
         if c.aim is not None:
-            axes.plot([c.aim, c.aim], [place - 0.35, place + 0.35], color=_INK, linewidth=1.5)
-    _style(axes, "", "")
+            axes.plot([c.aim, c.aim], [place - 0.35, place + 0.35], color=INK, linewidth=1.5)
+    style_axes(axes, "", "")
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color="#DDDDDD", linewidth=0.6)
-    axes.set_xlabel("Ratio of times: median, quartiles; bar: aim", fontsize=10, color=_INK)
+    axes.set_xlabel("Ratio of times: median, quartiles; bar: aim", fontsize=10, color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8))
     sides = [[name.removeprefix(f"{c.case}: ") for name in (c.ours, c.other)] for c in comparisons]
     labels = [f"{c.case}:\n{ours} / {other}" for c, (ours, other) in zip(comparisons, sides, strict=True)]
@@ -330,7 +357,7 @@ def plot_ratios(comparisons: Sequence[Comparison], path: str | Path) -> None:
     legend = {line.get_label(): line for line in axes.get_lines() if line.get_label() in words.values()}
     names = list(map(str, legend))
     figure.legend(list(legend.values()), names, loc="outside upper right", ncols=3, frameon=False, fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _curve(axes: Axes, x: NDArray[np.int64], y: NDArray[np.float64], window: int, label: str, colour: str) -> None:
@@ -353,15 +380,16 @@ def _loss_limits(values: Sequence[NDArray[np.float64]], window: int) -> tuple[fl
 
 
 def _colours(names: Sequence[str], *, black: bool = False) -> list[str]:
-    return [_INK] if black else [COLOURS[i % len(COLOURS)] for i in range(len(names))]
+    return [INK] if black else [COLOURS[i % len(COLOURS)] for i in range(len(names))]
 
 
-def _style(axes: Axes, title: str, ylabel: str) -> None:
-    axes.set_title(title, fontsize=11, color=_INK, loc="left", fontweight="bold")
-    axes.set_xlabel("Iteration", fontsize=10, color=_INK)
-    axes.set_ylabel(ylabel, fontsize=10, color=_INK)
+def style_axes(axes: Axes, title: str, ylabel: str) -> None:
+    """Give axes the looks of all our plots; x is the iteration unless told otherwise afterwards."""
+    axes.set_title(title, fontsize=11, color=INK, loc="left", fontweight="bold")
+    axes.set_xlabel("Iteration", fontsize=10, color=INK)
+    axes.set_ylabel(ylabel, fontsize=10, color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    axes.tick_params(colors=_INK, labelsize=9, length=3)
+    axes.tick_params(colors=INK, labelsize=9, length=3)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
@@ -370,12 +398,12 @@ def _style(axes: Axes, title: str, ylabel: str) -> None:
         axes.spines[side].set_color("#999999")
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path) -> None:
     """Write a figure without pyplot, so that a user's backend and open figures are not touched."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=_DPI, facecolor="white")
+    figure.savefig(path, dpi=DPI, facecolor="white")
 
 
 def _parse(line: str) -> dict[str, Any] | None:

@@ -26,14 +26,23 @@ ROLE_WORDS = {"ode": "ODE", "twin": "twin", "ablation": "ablation", "baseline": 
 # How a cost is shown: heading and factor.
 COSTS = {
     "parameters": ("parameters (M)", 1e-6),
+    "backbone_parameters": ("backbone parameters (M)", 1e-6),
     "macs": ("multiply-adds (G)", 1e-9),
     "evaluations": ("evaluations", 1.0),
+    "backward_evaluations": ("backward evaluations", 1.0),
     "latency_ms": ("latency (ms)", 1.0),
+    "pictures_per_second": ("pictures per second", 1.0),
     "train_memory_mib": ("training memory (MiB)", 1.0),
     "train_minutes": ("training (min)", 1.0),
     "kept_mib": ("kept for the gradient (MiB)", 1.0),
     "held_mib": ("held by the process (MiB)", 1.0),
 }
+# A table of more quantities than these leaves out the details, which are in the file.
+_WIDEST = 12
+_DETAILS = (
+    *("AP75", "APs", "APm", "APl", "mask_AP75", "AP50_2007", "AP50_2010", "best_f1", "best_f1_threshold"),
+    *("backbone_parameters", "backward_evaluations", "pictures_per_second", "kept_mib", "held_mib"),
+)
 
 
 @dataclass(frozen=True)
@@ -241,11 +250,8 @@ def _table(results: Results) -> tuple[list[str], list[list[str]]]:
     for row in results.rows:
         groups.setdefault((row.name, row.role, row.config), []).append(row)
     seeds = any(len(group) > 1 for group in groups.values())
-    metrics = _ordered((name for row in results.rows for name in row.metrics), FRACTIONS)
-    costs = _ordered((name for row in results.rows for name in row.cost), tuple(COSTS))
-    header = ["network", "role", *(["seeds"] if seeds else [])]
-    header += [f"{name} (%)" if is_fraction(name) else name for name in metrics]
-    header += [_heading(name) for name in costs]
+    metrics, costs = _shown(results)
+    header = ["network", "role", *(["seeds"] if seeds else []), *map(heading, [*metrics, *costs])]
     lines = []
     for (name, role, _), group in groups.items():
         line = [name, ROLE_WORDS[role], *([str(len(group))] if seeds else [])]
@@ -255,9 +261,22 @@ def _table(results: Results) -> tuple[list[str], list[list[str]]]:
             line.append(_mean(values, ".1f" if percent else ".3f"))
         for cost in costs:
             values = [row.cost[cost] * COSTS.get(cost, ("", 1.0))[1] for row in group if cost in row.cost]
-            line.append(_short(statistics.fmean(values)) if values else "")
+            line.append(short(statistics.fmean(values)) if values else "")
         lines.append(line)
     return header, lines
+
+
+def _quantities(results: Results) -> tuple[list[str], list[str]]:
+    metrics = ordered((name for row in results.rows for name in row.metrics), FRACTIONS)
+    return metrics, ordered((name for row in results.rows for name in row.cost), tuple(COSTS))
+
+
+def _shown(results: Results) -> tuple[list[str], list[str]]:
+    """The metrics and costs of a table: all, or without the details if they are too many."""
+    metrics, costs = _quantities(results)
+    if len(metrics) + len(costs) <= _WIDEST:
+        return metrics, costs
+    return [name for name in metrics if name not in _DETAILS], [name for name in costs if name not in _DETAILS]
 
 
 def _comparison_table(results: Results) -> tuple[list[str], list[list[str]]]:
@@ -270,7 +289,7 @@ def _comparison_table(results: Results) -> tuple[list[str], list[list[str]]]:
             ratio += f" ({_ratio(comparison.low)} to {_ratio(comparison.high)})"
         verdict = {None: "", True: ", met", False: ", missed"}[comparison.met]
         aim = "" if comparison.aim is None else f"at most {comparison.aim:g}{verdict}"
-        lines.append([comparison.case, _heading(comparison.quantity), *sides, ratio, aim])
+        lines.append([comparison.case, heading(comparison.quantity), *sides, ratio, aim])
     return ["case", "quantity", "ours", "other", "ratio", "aim"], lines
 
 
@@ -278,11 +297,15 @@ def _side(row: Row, comparison: Comparison) -> str:
     """What one side is called in its case, and what was measured."""
     name = row.name.removeprefix(f"{comparison.case}: ")
     value = row.cost.get(comparison.quantity)
-    return name if value is None else f"{name}: {_short(value * COSTS.get(comparison.quantity, ('', 1.0))[1])}"
+    return name if value is None else f"{name}: {short(value * COSTS.get(comparison.quantity, ('', 1.0))[1])}"
 
 
-def _heading(quantity: str) -> str:
-    return COSTS[quantity][0] if quantity in COSTS else quantity.replace("_", " ")
+def heading(quantity: str) -> str:
+    """What a metric or a cost is called above a column, with its unit."""
+    if quantity in COSTS:
+        return COSTS[quantity][0]
+    words = quantity.replace("_", " ").replace("f1", "F1")
+    return f"{words} (%)" if is_fraction(quantity) else words
 
 
 def _ratio(value: float) -> str:
@@ -296,6 +319,10 @@ def _notes(results: Results) -> list[str]:
     names = {(row.name, row.role, row.config) for row in results.rows}
     if len(names) < len(results.rows):
         notes.append("Several seeds: mean ± standard deviation; costs are means.")
+    shown = {name for names in _shown(results) for name in names}
+    hidden = [name for names in _quantities(results) for name in names if name not in shown]
+    if hidden:
+        notes.append(f"In the file of the results only: {', '.join(hidden)}.")
     roles = {row.role for row in results.rows}
     missing = [role for role in ("twin", "ablation") if role not in roles]
     if "ode" in roles and missing:
@@ -318,14 +345,15 @@ def _mean(values: Sequence[float], form: str) -> str:
     return f"{statistics.fmean(values):{form}}{spread}"
 
 
-def _short(value: float) -> str:
-    """Three significant digits without an exponent."""
+def short(value: float) -> str:
+    """Write a number with three significant digits, without an exponent."""
     if value == 0:
         return "0"
     return f"{value:,.{max(2 - math.floor(math.log10(abs(value))), 0)}f}" if value != int(value) else f"{int(value):,}"
 
 
-def _ordered(names: Iterable[str], first: Sequence[str]) -> list[str]:
+def ordered(names: Iterable[str], first: Sequence[str]) -> list[str]:
+    """Each name once: those of ``first`` in its order, then the others in theirs."""
     present = dict.fromkeys(names)
     return [name for name in first if name in present] + [name for name in present if name not in first]
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 ROLES = ("ode", "twin", "ablation", "baseline", "floor")
 FRACTIONS = (
-    *("AP", "AP50", "AP75", "APs", "APm", "APl", "precision", "recall", "f1"),
+    *("AP", "AP50", "AP75", "APs", "APm", "APl", "mask_AP", "mask_AP50", "mask_AP75"),
+    *("precision", "recall", "f1", "best_f1"),
     *("error", "top1", "top5", "accuracy", "delta1", "delta2", "delta3"),
 )
 

@@ -13,6 +13,7 @@ import pytest
 
 from ode_detect.report.plots import (
     COLOURS,
+    Curve,
     MetricsError,
     Panel,
     _method,
@@ -211,3 +212,8 @@ def test_a_dial_without_numbers_is_not_plotted(tmp_path: Path) -> None:
     row = Row(name="a", role="ode", seed=0, config="c.yaml", metrics={"AP50": 0.5})
     with pytest.raises(MetricsError, match="there is none"):
         plot_dial([row], "AP50", tmp_path / "a.png", full="a")
+
+
+def test_a_curve_has_as_many_x_as_y() -> None:
+    with pytest.raises(ValueError, match="'F1' has 2 and 1"):
+        Curve("F1", "x", "y", (0.0, 1.0), (0.0,))

@@ -178,6 +178,19 @@ def test_one_seed_has_no_spread_and_no_column_of_seeds() -> None:
     assert _cells(table)[2] == ["ode", "ODE", "25.0", "50.0", "0.208", "22", "12.3"]
 
 
+def test_a_table_that_is_too_wide_leaves_out_details_and_says_so() -> None:
+    metrics = dict.fromkeys(("AP", "AP50", "AP75", "APs", "APm", "APl", "precision", "recall", "f1"), 0.5)
+    costs = dict.fromkeys(("parameters", "macs", "evaluations"), 1.0)
+    narrow, wide = (_results(_row(metrics=metrics, cost=costs | more)) for more in ({}, {"latency_ms": 1.0}))
+    assert len(_cells(to_markdown(narrow))[0]) == 2 + 12
+    assert "In the file" not in to_markdown(narrow)
+    assert _cells(to_markdown(wide))[0][2:] == [
+        *("AP (%)", "AP50 (%)", "precision (%)", "recall (%)", "F1 (%)"),
+        *("parameters (M)", "multiply-adds (G)", "evaluations", "latency (ms)"),
+    ]
+    assert "In the file of the results only: AP75, APs, APm, APl." in to_markdown(wide)
+
+
 def test_large_and_small_costs_stay_legible() -> None:
     row = _row(cost={"parameters": 44_500_000, "macs": 7.8e9, "train_memory_mib": 12345.6, "train_minutes": 0.0123})
     assert _cells(to_markdown(_results(row)))[2][4:] == ["44.5", "7.80", "12,346", "0.0123"]

@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+
+from ode_detect.report.canvas import Canvas, measure
+
+BOX = np.array([20.0, 10.0, 60.0, 40.0])
+
+
+def where(pixels: np.ndarray, color: str) -> tuple[slice, slice]:
+    """The least rectangle that holds a colour."""
+    rows, columns = np.nonzero((pixels == np.round(255 * np.array(to_rgb(color)))).all(axis=2))
+    return slice(rows.min(), rows.max() + 1), slice(columns.min(), columns.max() + 1)
+
+
+@pytest.mark.parametrize(("width", "first", "last"), [(1, 0, 1), (2, -1, 1), (3, -2, 2), (8, -4, 4)])
+def test_the_line_of_a_box_goes_through_its_corners(width: int, first: int, last: int) -> None:
+    canvas = Canvas(80, 50)
+    canvas.box(BOX, "red", width, halo=False)
+    rows, columns = where(canvas.pixels(), "red")
+    assert (rows.start, columns.start) == pytest.approx((10 + first, 20 + first), abs=1)
+    assert (rows.stop, columns.stop) == pytest.approx((40 + last, 60 + last), abs=1)
+    assert (rows.stop - rows.start, columns.stop - columns.start) == (30 + width, 40 + width)
+    assert (canvas.pixels()[22:28, 32:48] == 255).all()
+
+
+def test_a_translucent_line_has_no_dark_corners() -> None:
+    canvas = Canvas(80, 50)
+    canvas.box(BOX, "black", 4, alpha=0.5, halo=False)
+    assert set(np.unique(canvas.pixels())) == {127, 255}
+
+
+def test_dashes_cover_two_thirds_of_a_line() -> None:
+    lines = []
+    for dashed in (False, True):
+        canvas = Canvas(400, 300)
+        canvas.box(np.array([20.0, 20.0, 380.0, 280.0]), "black", 3, dashed=dashed, halo=False)
+        lines.append((canvas.pixels() == 0).all(axis=2).sum())
+    assert lines[1] / lines[0] == pytest.approx(2 / 3, abs=0.03)
+
+
+@pytest.mark.parametrize("box", [[-50, -40, 500, 300], [30, 20, 30, 20], [100, 90, 120, 95]])
+def test_boxes_outside_and_boxes_without_extent_can_be_drawn(box: list[float]) -> None:
+    canvas = Canvas(80, 50)
+    for dashed in (False, True):
+        canvas.box(np.array(box, dtype=float), "red", 3, dashed=dashed)
+    assert canvas.pixels().shape == (50, 80, 3)
+
+
+@pytest.mark.parametrize("corner", [(0.0, 0.0), (180.0, 60.0), (40.0, 30.0)])
+def test_a_label_lies_inside_the_picture(corner: tuple[float, float]) -> None:
+    canvas = Canvas(200, 80)
+    canvas.label(np.array([*corner, 199.0, 79.0]), "cell 0.87", "cyan", size=16)
+    rows, columns = where(canvas.pixels(), "cyan")
+    assert rows.stop - rows.start == 20
+    assert columns.stop - columns.start == pytest.approx(measure("cell 0.87", 16) + 8, abs=1)
+    assert rows.stop == max(round(corner[1]), 20)
+    letters = canvas.pixels()[rows, columns].sum(axis=2) < 300
+    assert letters.any()
+    # Room on all sides of the letters.
+    assert not letters[[0, -1]].any()
+    assert not letters[:, [0, -1]].any()
+
+
+def test_any_letters_can_be_written() -> None:
+    """What the font lacks is an empty box, without a warning."""
+    for text in ("naïve Ω", "樹木", "🐦", "$_", "two\nlines", ""):
+        canvas = Canvas(100, 40)
+        canvas.label(np.array([2.0, 30.0, 90.0, 39.0]), text, "cyan")
+        assert (canvas.pixels() != 255).any() == bool(text)
