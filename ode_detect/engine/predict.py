@@ -1,0 +1,402 @@
+"""Predicting on pictures and videos: read, batch, run, draw, write; the same for every task."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import sys
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.evaluation.evaluator import inference_context
+from numpy.typing import NDArray
+from torch import nn
+from tqdm import tqdm
+
+from ode_detect.detection.images import read_image
+from ode_detect.media import Input, VideoError, VideoReader, VideoWriter, find_inputs
+from ode_detect.ode import Adaptive, SolveError
+from ode_detect.ode.dial import flows_of
+from ode_detect.report.files import whole
+from ode_detect.report.predictions import FILE, PARTIAL, Predictions
+
+from .checkpoint import explained, unpickle_weights
+from .config import ConfigError
+from .provenance import provenance
+from .run import Run, fill
+from .task import Example, Predictor
+from .trainer import build_network
+
+T = TypeVar("T")
+DRAWN, FRAMES = "drawn", "frames"
+# Of these a drawn picture keeps its type; of others it is a JPEG.
+_WRITABLE = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+@dataclass
+class Summary:
+    """What a command did.
+
+    Attributes:
+        done: inputs that were predicted on, those of an earlier, stopped command included.
+        kept: how many of them are of the earlier command.
+        failed: (path, what was wrong) of the others, and of videos that were done in part.
+        pictures: pictures and frames that went through the network.
+        seconds: spent in waiting for "loading", in "network", and "drawing" (with writing).
+        file: the file of predictions.
+    """
+
+    done: int = 0
+    kept: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    pictures: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    file: Path = Path()
+
+    def __str__(self) -> str:
+        parts = [f"{key} {value:.1f} s" for key, value in self.seconds.items()]
+        total, network = sum(self.seconds.values()), self.seconds.get("network", 0.0)
+        lines = [f"{self.done} inputs done" + (f", {self.kept} of them before" if self.kept else "")]
+        if self.failed:
+            lines.append(f"{len(self.failed)} failed: " + ", ".join(path for path, _ in self.failed[:5]))
+        if self.pictures:
+            lines.append(
+                f"{self.pictures} pictures: {self.pictures / network:.2f} a second in the network, "
+                f"{self.pictures / total:.2f} in all ({', '.join(parts)})"
+            )
+        return "\n".join([*lines, f"all of it is in {self.file.parent}/: {self.file.name}, {DRAWN}/"])
+
+
+def predict(run: Run, given: Sequence[str], *, weights: str = "", batch: int = 1) -> Summary:
+    """Predict on pictures and videos, and write what was found into the run's folder.
+
+    ``predictions.json`` holds all records of pictures, ``drawn/`` the pictures and videos, ``frames/`` a file of JSON
+    lines for each video. What cannot be read is told and left out. A command that was stopped goes on when it is given
+    again with the same settings; a video that was stopped is begun anew.
+
+    Args:
+        run: config, task, and the folder for the output; no data set needs to be there.
+        given: files, folders and globs.
+        weights: a checkpoint; "" takes what `ode_detect.engine.run.fill` takes.
+        batch: pictures that go through the network together; only those of the same size do.
+
+    Raises:
+        ConfigError: there is nothing to predict on, or the network cannot be optimised.
+        CheckpointError: there are no weights, or they do not fill the network.
+        KeyboardInterrupt: stopped, with a message on how to go on.
+    """
+    summary = Summary()
+    inputs = _inputs(given, summary)
+    _use_a_device(run.cfg)
+    network = Network(run, weights, batch, summary)
+    with Predictions(run.folder, _settings(run.cfg, network.weights)) as kept:
+        if kept.dropped:
+            _say(f"{run.folder} holds a stopped command with other settings; beginning anew.")
+        keys = {_key(item): item for item in inputs}
+        rest = {key: item for key, item in keys.items() if key not in kept}
+        summary.kept = len(keys) - len(rest)
+        if summary.kept:
+            _say(f"going on: {summary.kept} of {len(keys)} inputs are done.")
+        try:
+            _pictures(run.folder, {k: i for k, i in rest.items() if not i.video}, network, kept)
+            for key, item in rest.items():
+                if item.video:
+                    _video(run.folder, key, item, network, kept)
+        except KeyboardInterrupt:
+            done = sum(key in kept for key in keys)
+            raise KeyboardInterrupt(
+                f"stopped: {done} of {len(keys)} inputs are done. The same command again goes on with the rest."
+            ) from None
+        summary.done = sum(key in kept for key in keys)
+        summary.file = kept.finish(
+            list(keys),
+            info={**provenance(run.command), "config": run.config_file, "weights": network.weights},
+            categories=network.predictor.categories,
+            failed=[{"file_name": path, "error": error} for path, error in summary.failed],
+        )
+    return summary
+
+
+class Network:
+    """The network of a run, filled, with what its task says of its inputs and outputs.
+
+    Args:
+        run: the run.
+        weights: a checkpoint, as for `predict`.
+        batch: pictures at a time.
+        summary: where pictures, times and failures are counted.
+
+    Attributes:
+        batch: pictures at a time.
+        summary: where pictures, times and failures are counted.
+        weights: the file that it was filled from.
+        predictor: of the task.
+    """
+
+    def __init__(self, run: Run, weights: str, batch: int, summary: Summary) -> None:
+        self._run, self.batch, self.summary = run, batch, summary
+        self._model: nn.Module = build_network(run.cfg)
+        self.weights = fill(run, self._model, weights)
+        try:
+            self.predictor: Predictor = run.task.predictor(run.cfg, _categories(run, self.weights))
+        except ValueError as error:
+            raise ConfigError(f"{self.weights}: {error} Give the config that the weights were trained with.") from error
+        self._optimized = not run.cfg.MODEL.OPTIMIZE_FOR_INFERENCE
+        if batch > 1 and any(isinstance(flow.solver, Adaptive) for flow in flows_of(self._model).values()):
+            _say("an adaptive method chooses its steps for a whole batch: predictions depend on --batch, except for 1.")
+
+    def outputs(
+        self, images: Iterable[tuple[T, NDArray[np.uint8]]], name: Callable[[T], str]
+    ) -> Iterator[tuple[T, NDArray[np.uint8], Any]]:
+        """Run the network on pictures.
+
+        Args:
+            images: what the picture belongs to, and the picture (RGB, uint8, (H, W, 3)).
+            name: what it is called in a message.
+
+        Yields:
+            The same with the network's output; in the order of ``images`` if these have one size.
+        """
+        prepared = ((what, image, self._example(image)) for what, image in images)
+        for group in same_size_batches(prepared, self.batch, lambda item: tuple(item[2]["image"].shape)):
+            try:
+                outputs = self._forward([example for _, _, example in group])
+            except SolveError as error:
+                for what, _, _ in group:
+                    _fail(self.summary, name(what), _reason(error))
+                continue
+            for (what, image, _), output in zip(group, outputs, strict=True):
+                yield what, image, output
+
+    def _example(self, image: NDArray[np.uint8]) -> Example:
+        with timed(self.summary, "loading"):
+            return self.predictor.example(image)
+
+    def _forward(self, examples: list[Example]) -> list[Any]:
+        if not self._optimized:
+            self._optimize(examples)
+        with inference_context(self._model), torch.no_grad(), timed(self.summary, "network"):
+            outputs = list(self._model(examples))
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+        self.summary.pictures += len(examples)
+        return outputs
+
+    def _optimize(self, examples: list[Example]) -> None:
+        try:
+            self._model, done = self._run.task.optimize(self._model, examples)
+        except ValueError as error:
+            raise ConfigError(f"MODEL.OPTIMIZE_FOR_INFERENCE: {error}") from error
+        _say(f"optimised for inference: {done}")
+        self._optimized = True
+
+
+def same_size_batches(items: Iterable[T], batch: int, size_of: Callable[[T], tuple[int, ...]]) -> Iterator[list[T]]:
+    """Group what has the same size, so that nothing is padded to the size of its neighbours.
+
+    A padded picture is another input to the network, and its prediction would depend on its batch.
+
+    Args:
+        items: in any order; at most ``4 * batch`` of them wait for others of their size.
+        batch: the most in a group.
+        size_of: the size of an item.
+    """
+    waiting: dict[tuple[int, ...], list[T]] = {}
+    for item in items:
+        size = size_of(item)
+        group = waiting.setdefault(size, [])
+        group.append(item)
+        if len(group) == batch:
+            yield waiting.pop(size)
+        elif sum(map(len, waiting.values())) >= 4 * batch:
+            yield waiting.pop(next(iter(waiting)))
+    yield from waiting.values()
+
+
+def read_ahead(
+    pool: ThreadPoolExecutor, paths: Mapping[T, Path], count: int
+) -> Iterator[tuple[T, Future[NDArray[np.uint8]]]]:
+    """Read pictures (RGB) in another thread while the network works; at most ``count`` wait to be taken."""
+    reading: deque[tuple[T, Future[NDArray[np.uint8]]]] = deque()
+    for key, path in paths.items():
+        reading.append((key, pool.submit(read_image, path, "RGB")))
+        if len(reading) > count:
+            yield reading.popleft()
+    yield from reading
+
+
+@contextlib.contextmanager
+def timed(summary: Summary, what: str) -> Iterator[None]:
+    """Add the time spent in a context to the summary."""
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        summary.seconds[what] += time.perf_counter() - began
+
+
+def _inputs(given: Sequence[str], summary: Summary) -> tuple[Input, ...]:
+    """What there is to predict on; what is not there is told and counted as failed."""
+    found = find_inputs(given, skip=(DRAWN, FILE, PARTIAL))
+    if not found.inputs:
+        problems = " ".join(f"{path} {problem}" for path, problem in found.problems)
+        raise ConfigError(f"there is nothing to predict on. {problems} Give pictures, folders or videos.")
+    for path, problem in found.problems:
+        _fail(summary, path, problem)
+    return found.inputs
+
+
+def _pictures(folder: Path, items: dict[str, Input], network: Network, kept: Predictions) -> None:
+    predictor, summary = network.predictor, network.summary
+    with ThreadPoolExecutor(1) as pool, tqdm(total=len(items), unit="picture", disable=None if items else True) as bar:
+
+        def read() -> Iterator[tuple[str, NDArray[np.uint8]]]:
+            for key, reading in read_ahead(pool, {key: item.path for key, item in items.items()}, network.batch):
+                try:
+                    with timed(summary, "loading"):
+                        image = reading.result()
+                except Exception as error:  # whatever a broken file makes its reader raise, the others go on
+                    _fail(summary, str(items[key].path), _reason(error))
+                    bar.update()
+                    continue
+                yield key, image
+
+        for key, image, output in network.outputs(read(), lambda key: str(items[key].path)):
+            item = items[key]
+            with timed(summary, "drawing"):
+                path = drawn_path(folder, item)
+                _write_picture(path, predictor.draw(image, output))
+                entry = {
+                    "file_name": item.name.as_posix(),
+                    "width": image.shape[1],
+                    "height": image.shape[0],
+                    "path": str(item.path),
+                    "drawn": path.relative_to(folder).as_posix(),
+                }
+                kept.add(key, entry, predictor.records(output))
+            bar.update()
+
+
+def _video(folder: Path, key: str, item: Input, network: Network, kept: Predictions) -> None:
+    """Frame by frame, in constant memory. A stop leaves a video of the frames until then."""
+    drawn, lines = drawn_path(folder, item), folder / FRAMES / f"{item.name}.jsonl"
+    frames, stopped, predictor, summary = 0, False, network.predictor, network.summary
+    try:
+        with (
+            VideoReader(item.path) as reader,
+            whole(drawn) as video_file,
+            whole(lines) as lines_file,
+            VideoWriter(video_file, rate=reader.rate) as writer,
+            lines_file.open("w", encoding="utf-8") as out,
+            tqdm(total=reader.expected or None, unit="frame", desc=item.path.name, disable=None) as bar,
+        ):
+            try:
+                images = ((frame, frame.image) for frame in _timed_frames(reader, summary))
+                for frame, image, output in network.outputs(images, lambda f: f"{item.path}, frame {f.index}"):
+                    with timed(summary, "drawing"):
+                        writer.write(predictor.draw(image, output), frame.time)
+                        line = {"frame": frame.index, "time": round(frame.time, 6)}
+                        out.write(json.dumps({**line, "annotations": predictor.records(output)}) + "\n")
+                    frames += 1
+                    bar.update()
+            except KeyboardInterrupt:
+                stopped = True
+            if not frames:
+                raise VideoError(reader.problem or "stopped before its first frame.")
+    except (VideoError, OSError) as error:
+        _fail(summary, str(item.path), _reason(error))
+    else:
+        if not stopped:
+            if reader.problem:
+                _fail(summary, str(item.path), reader.problem, done="done in part")
+            entry = {"file_name": item.name.as_posix(), "path": str(item.path), "frames": frames}
+            entry |= {"rate": float(reader.rate), "width": image.shape[1], "height": image.shape[0]}
+            entry |= {"drawn": drawn.relative_to(folder).as_posix(), "records": lines.relative_to(folder).as_posix()}
+            kept.add(key, entry)
+    if stopped:
+        raise KeyboardInterrupt
+
+
+def _timed_frames(reader: VideoReader, summary: Summary) -> Iterator[Any]:
+    frames = iter(reader)
+    while True:
+        with timed(summary, "loading"):
+            frame = next(frames, None)
+        if frame is None:
+            return
+        yield frame
+
+
+def drawn_path(folder: Path, item: Input) -> Path:
+    """Where the drawn picture or video of an input goes."""
+    if item.video:
+        suffix = "" if item.name.suffix.lower() == ".mp4" else ".mp4"
+    else:
+        suffix = "" if item.name.suffix.lower() in _WRITABLE else ".jpg"
+    return folder / DRAWN / f"{item.name}{suffix}"
+
+
+def _write_picture(path: Path, image: NDArray[np.uint8]) -> None:
+    written, coded = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    if not written:
+        raise OSError(f"{path} could not be encoded")
+    with whole(path) as partial:
+        partial.write_bytes(coded.tobytes())
+
+
+def _categories(run: Run, weights: str) -> list[dict[str, Any]]:
+    """From the checkpoint if it has them, else from the data sets of the config; [] if both are silent."""
+    found: Any = []
+    if "://" not in weights and Path(weights).is_file():
+        with explained(weights):
+            if weights.endswith(".pkl"):
+                found = unpickle_weights(weights).get("categories", [])
+            else:
+                found = torch.load(weights, map_location="cpu", mmap=True, weights_only=True).get("categories", [])
+    return list(found) or list(run.task.categories(run.cfg))
+
+
+def _use_a_device(cfg: CfgNode) -> None:
+    if str(cfg.MODEL.DEVICE).startswith("cuda") and not torch.cuda.is_available():
+        _say(f"MODEL.DEVICE is {cfg.MODEL.DEVICE} and there is no GPU here; computing on the CPU.")
+        cfg.MODEL.DEVICE = "cpu"
+
+
+def _settings(cfg: CfgNode, weights: str) -> str:
+    """What predictions depend on, in a few letters."""
+    file = Path(weights)
+    stamp = (file.stat().st_size, file.stat().st_mtime_ns) if file.is_file() else ()
+    return hashlib.sha256(f"{cfg.dump()}\n{weights} {stamp}".encode()).hexdigest()[:16]
+
+
+def _key(item: Input) -> str:
+    """A file as it is now, and the name under which it is written."""
+    try:
+        stat = item.path.stat()
+    except OSError:  # reading it will say what is wrong
+        return f"{item.path.absolute()}"
+    return f"{item.path.absolute()} {stat.st_size} {stat.st_mtime_ns} {item.name}"
+
+
+def _fail(summary: Summary, path: str, reason: str, done: str = "skipped") -> None:
+    reason = reason.removeprefix(f"{path} ")
+    summary.failed.append((path, reason))
+    _say(f"{done}: {path} {reason}")
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _say(message: str) -> None:
+    tqdm.write(message, file=sys.stderr)
