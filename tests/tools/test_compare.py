@@ -1,0 +1,86 @@
+"""From tiny runs to a page, as a user calls it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from ode_detect.engine import run as runs
+from ode_detect.engine.compare import figures, measure
+from ode_detect.engine.compare.runs import plan
+from ode_detect.engine.launch import run_tool
+from ode_detect.report.results import Results
+
+from ..conftest import QUICKSTART
+
+SMALL = {
+    "INPUT.MIN_SIZE_TEST": "64",
+    "MODEL.RPN.POST_NMS_TOPK_TEST": "30",
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": "8",
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": "8",
+    "MODEL.FPN.OUT_CHANNELS": "8",
+    "MODEL.ROI_BOX_HEAD.FC_DIM": "16",
+    "SOLVER.MAX_ITER": "2",
+    "TEST.EVAL_PERIOD": "0",
+}
+
+
+def test_keys_may_stand_anywhere(tool: ModuleType) -> None:
+    args = tool.parse(["--configs", "a.yaml", "b.yaml", "SEED", "3", "--train", "MODEL.ODE.STEPS", "2", "--seeds", "2"])
+    assert (args.configs, args.train, args.seeds) == (["a.yaml", "b.yaml"], True, 2)
+    assert dict(zip(args.overrides[::2], args.overrides[1::2], strict=True)) == {"SEED": "3", "MODEL.ODE.STEPS": "2"}
+    args = tool.parse(["TASK", "x", "--configs", "a.yaml", "b.yaml", "--weights", "a.pth", "b.pth", "TASK", "y"])
+    assert (args.weights, args.overrides) == (["a.pth", "b.pth"], ["TASK", "x", "TASK", "y"])
+    for flags in (["--configs", "SEED", "3"], ["--configs", "a", "b", "--train", "--weights", "c", "d"]):
+        with pytest.raises(SystemExit):
+            tool.parse(flags)
+
+
+@pytest.mark.slow
+def test_runs_become_results_and_a_page(
+    tool: ModuleType,
+    squares_run: Callable[..., list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(measure, "PICTURES", 2)
+    monkeypatch.setattr(figures, "EXAMPLES", 1)
+    monkeypatch.setattr(measure, "STEPS", 1)
+    pairs = squares_run("all", *(word for pair in SMALL.items() for word in pair))
+    overrides = [w for k, v in zip(pairs[::2], pairs[1::2], strict=True) if k != "SEED" for w in (k, v)]
+    configs = []
+    for role in ("ode", "twin"):
+        configs.append(str(tmp_path / f"{role}.yaml"))
+        Path(configs[-1]).write_text(f"_BASE_: {QUICKSTART}\nMODEL: {{ODE: {{ROLE: {role}}}}}\n")
+    output = tmp_path / "page"
+    arguments = ["--configs", *configs, "--seconds", "0", "--output", str(output), *overrides]
+    assert run_tool(tool.main, arguments) == 2
+    assert "(missing): python tools/train_net.py" in capsys.readouterr().err
+    for one in plan(configs, 1, overrides):
+        run = runs.open_run(one.config(), command="train", config_file=one.config_file, resume=False)
+        runs.train(run, resume=False)
+    assert run_tool(tool.main, arguments) == 0, capsys.readouterr().err
+    assert "comparison.html" in capsys.readouterr().out
+    results = Results.read(output)
+    assert [(row.name, row.role, row.seed) for row in results.rows] == [("ode", "ode", 0), ("twin", "twin", 0)]
+    for row in results.rows:
+        measured = {"parameters", "backbone_parameters", "macs", "evaluations", "backward_evaluations", "train_minutes"}
+        assert measured | {"latency_ms", "pictures_per_second", "kept_mib"} <= row.cost.keys()
+        assert 0 < row.cost["backbone_parameters"] < row.cost["parameters"]
+    assert [row.cost["evaluations"] for row in results.rows] == [6, 0]
+    times = Results.read(output / "timing.json")
+    assert (times.comparisons[0].ours, times.comparisons[0].other) == ("one picture: ode", "one picture: twin")
+    text = (output / "comparison.html").read_text()
+    for words in ("Against the twin", "MODEL.ODE.ROLE", "Not measured here: the ablation", "The same pictures"):
+        assert words in text
+    weights = [str(tmp_path / "all" / role / "seed_0" / "model_final.pth") for role in ("ode", "twin")]
+    assert run_tool(tool.main, [*arguments, "--weights", weights[0], str(tmp_path / "none.pth")]) == 2
+    assert "there is no checkpoint" in capsys.readouterr().err
+    assert run_tool(tool.main, [*arguments, "--weights", weights[0]]) == 2
+    assert "one checkpoint for each config" in capsys.readouterr().err
+    other = tmp_path / "else.yaml"
+    other.write_text(f"_BASE_: {QUICKSTART}\n")
+    assert run_tool(tool.main, ["--configs", configs[0], str(other), "--output", str(output), *overrides]) == 2
+    assert "comparison of other networks" in capsys.readouterr().err

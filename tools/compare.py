@@ -1,0 +1,79 @@
+#!/usr/bin/env python
+"""Compare networks of one task: one page with numbers, differences to the twin, curves and the same pictures.
+
+Examples:
+    python tools/compare.py --configs configs/detection/trees_{ode,twin,ablation}.yaml --seeds 3 --train
+    python tools/compare.py --configs a.yaml b.yaml --weights a.pth b.pth --output output/a_and_b
+    python tools/compare.py --configs a.yaml b.yaml --train SOLVER.MAX_ITER 100 OUTPUT_DIR output/short
+
+The run of seed s is in OUTPUT_DIR/seed_s of its config (with OUTPUT_DIR on the command line: OUTPUT_DIR/NAME/seed_s). A
+finished one is taken; with --train what is missing or unfinished is trained, one after another, and the same command
+goes on where it was stopped. Writes comparison.html (one file, with its pictures), comparison.md, results.json (a row
+for each network and seed) and timing.json (ratios measured in turns).
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import sys
+from pathlib import Path
+
+from ode_detect.engine.launch import parse_anywhere, run_tool
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Read the command line; flags may stand anywhere among KEY VALUE pairs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--configs", nargs="+", required=True, metavar="FILE", help="the configs, two or more")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0 to N-1 of each config (1)")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--train", action="store_true", help="train the runs that are missing or not finished")
+    source.add_argument("--weights", nargs="+", default=[], metavar="FILE", help="a checkpoint for each config")
+    parser.add_argument("--evaluate", action="store_true", help="evaluate the last weights of each run anew")
+    parser.add_argument("--dial", nargs="+", default=[], metavar="FILE", help="also draw these dial.json")
+    parser.add_argument("--seconds", type=float, default=20.0, metavar="X", help="for each of the two timings (20)")
+    parser.add_argument("--output", metavar="DIR", help="where to write (output/compare_ and the first config's name)")
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys that win over all files")
+    args = parse_anywhere(parser, arguments)
+    # A list of files takes all words up to the next flag; config keys behind it, in capitals, are none of its own.
+    for name in ("configs", "weights", "dial"):
+        words = getattr(args, name)
+        end = next(
+            (i for i, word in enumerate(words) if re.fullmatch(r"[A-Z][A-Z_]*(\.[A-Z0-9_]+)*", word)), len(words)
+        )
+        if words and end == 0:
+            parser.error(f"--{name} takes files before any config key")
+        args.overrides += words[end:]
+        setattr(args, name, words[:end])
+    return args
+
+
+def main(arguments: list[str]) -> None:
+    """Parse, compare, report."""
+    from ode_detect.engine.compare.compare import Request, compare
+    from ode_detect.report.results import to_text
+
+    args = parse(arguments)
+    request = Request(
+        configs=tuple(args.configs),
+        output=Path(args.output or Path("output") / f"compare_{Path(args.configs[0]).stem}"),
+        command=shlex.join(["python", "tools/compare.py", *arguments]),
+        seeds=args.seeds,
+        overrides=tuple(args.overrides),
+        weights=tuple(args.weights),
+        train=(sys.executable, str(Path(__file__).with_name("train_net.py"))) if args.train else (),
+        evaluate=args.evaluate,
+        dials=tuple(map(Path, args.dial)),
+        seconds=args.seconds,
+    )
+    try:
+        results, written = compare(request)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(str(stop) or "stopped; the same command takes the runs that are finished.") from None
+    print(f"\n{to_text(results)}\n\nwritten: {', '.join(map(str, written))}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_tool(main, sys.argv[1:]))
