@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+# A process for each core, with one thread. A file stays in one process, so that its fixtures are made once.
+PYTEST_PARALLEL ?= --numprocesses auto --maxprocesses 8 --dist loadfile
 
 ifeq ($(OS),Windows_NT)
 PY := $(VENV)/Scripts/python.exe
@@ -16,7 +18,7 @@ SETUP_INPUTS := pyproject.toml constraints.txt tools/install_detectron2.py
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup quickstart test lint types contracts clean FORCE
+.PHONY: help setup quickstart test lint types contracts docs clean FORCE
 
 help: ## list what make can do
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -28,9 +30,9 @@ quickstart: setup ## fetch a small data set, train on it, test, write the report
 	$(PY) datasets/prepare_trees.py
 	$(PY) tools/train_net.py --config-file configs/quickstart.yaml --resume
 
-test: lint types contracts ## all checks: lint, types, contracts, then the tests (PYTEST_ARGS="-k solvers")
+test: lint types contracts docs ## all checks: lint, types, contracts, docs, then the tests (PYTEST_ARGS="-k solvers")
 	@echo "== pytest"
-	@$(PY) -m pytest $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest $(PYTEST_PARALLEL) $(PYTEST_ARGS)
 
 lint: setup ## style: ruff check and ruff format --check
 	@echo "== ruff check"
@@ -46,8 +48,12 @@ contracts: setup ## who may import whom: import-linter
 	@echo "== lint-imports"
 	@$(PY) -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
 
+docs: setup ## build the documentation into site/, warnings as errors
+	@echo "== mkdocs build --strict"
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+
 clean: ## remove caches and build leftovers (not .venv, data or output)
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 # The stamp goes first and comes last, so that an interrupted set-up is repeated.

@@ -15,7 +15,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from ode_detect.engine.launch import WEIGHTS_HELP, run_tool
+from ode_detect.engine.launch import WEIGHTS_HELP, parse_anywhere, run_tool
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -28,7 +28,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--random", type=int, metavar="SIZE", help="a random picture of this size; needs no data set")
     parser.add_argument("--output", metavar="DIR", help="where certificate.json goes; OUTPUT_DIR/certificate otherwise")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys that win over the file")
-    return parser.parse_intermixed_args(arguments)
+    return parse_anywhere(parser, arguments)
 
 
 def main(arguments: list[str]) -> None:

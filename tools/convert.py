@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ode_detect.engine.launch import run_tool
+from ode_detect.engine.launch import parse_anywhere, run_tool
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -29,7 +29,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", required=True, metavar="DIR", help="where the files go")
     parser.add_argument("--reverse", action="store_true", help="from an ODE checkpoint to the original names")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys that win over the file")
-    args = parser.parse_intermixed_args(arguments)
+    args = parse_anywhere(parser, arguments)
     if args.reverse and args.model:
         parser.error("an ODE checkpoint of --model says itself what it is of; leave --model out with --reverse")
     if not (args.reverse or args.model or args.config_file):

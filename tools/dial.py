@@ -18,7 +18,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from ode_detect.engine.launch import WEIGHTS_HELP, run_tool
+from ode_detect.engine.launch import WEIGHTS_HELP, parse_anywhere, run_tool
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -36,7 +36,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     budget.add_argument("--budget-ms", type=float, metavar="X", help="pick the best within X ms for one picture")
     budget.add_argument("--max-loss", type=float, metavar="X", help="pick the fastest that loses at most X, like 0.01")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys that win over the file")
-    args = parser.parse_intermixed_args(arguments)
+    args = parse_anywhere(parser, arguments)
     # A list of names takes all words up to the next flag; config keys behind it, in capitals, are none of its own.
     for name in ("steps", "methods", "flow"):
         words = getattr(args, name)

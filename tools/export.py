@@ -13,7 +13,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from ode_detect.engine.launch import WEIGHTS_HELP, run_tool
+from ode_detect.engine.launch import WEIGHTS_HELP, parse_anywhere, run_tool
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -27,7 +27,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--size", nargs=2, type=int, default=(480, 640), metavar=("H", "W"), help="of the pictures")
     parser.add_argument("--format", default="onnx", help="onnx (compared by onnxruntime) or torch")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys that win over the file")
-    return parser.parse_intermixed_args(arguments)
+    return parse_anywhere(parser, arguments)
 
 
 def main(arguments: list[str]) -> None:

@@ -85,12 +85,14 @@ class Checkpointer(DetectionCheckpointer):
 
     Attributes:
         coverage: what the latest load filled.
+        notes: what else is written into each file, for whoever uses the weights.
     """
 
     def __init__(self, model: nn.Module, save_dir: str = "", *, allow_partial: bool = False, **checkpointables: Any):
         super().__init__(model, save_dir, **checkpointables)
         self.allow_partial = allow_partial
         self.coverage: Coverage
+        self.notes: dict[str, Any] = {}
 
     def load_weights(self, path: str, *, whole: bool) -> Coverage | None:
         """Fill the model.
@@ -154,6 +156,7 @@ class Checkpointer(DetectionCheckpointer):
         data = {
             "model": self.model.state_dict(),
             **{k: v.state_dict() for k, v in self.checkpointables.items()},
+            **self.notes,
             **kwargs,
         }
         final = Path(self.save_dir) / f"{name}.pth"
@@ -199,10 +202,9 @@ class Checkpointer(DetectionCheckpointer):
             "backbone.bottom_up." if any(n.startswith("backbone.bottom_up.") for n in coverage.sizes) else "backbone."
         )
         # The res5 that a C4 head holds comes with the backbone's weights.
-        whole = whole or any(
-            not n.startswith("backbone.") and ".res5." not in n and not _is_input(n) for n in coverage.loaded
-        )
-        missing = [n for n in coverage.missing if not _is_input(n) and (whole or n.startswith(bottom))]
+        head = [n for n in coverage.sizes if not n.startswith("backbone.") and ".res5." not in n and not _is_input(n)]
+        whole = whole or not coverage.loaded.isdisjoint(head)
+        missing = [n for n in coverage.missing if not _is_input(n) and (whole or n.startswith(bottom) or ".res5." in n)]
         dropped = [n for n in coverage.unused if re.search(r"\bres[2-5]\.\d+\.", n)]
         if self.allow_partial or not (missing or dropped or coverage.misfits):
             return

@@ -110,7 +110,8 @@ def add_ode_config(cfg: CfgNode) -> None:
     # An object of which less than this share of its box is left after cropping is not trained on.
     cfg.INPUT.MIN_VISIBLE = 0.0
 
-    # Precision, recall, F1 and the confusion matrix count detections with a score of this or more, in [0, 1].
+    # Precision, recall, F1 and the confusion matrix count detections with a score of this or more, in [0, 1]; pictures
+    # show those.
     cfg.TEST.SCORE_THRESHOLD = 0.5
 
     # "cpu" unless there is a GPU.
@@ -128,7 +129,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
         The config, not frozen.
 
     Raises:
-        ConfigError: no such file, not yaml, an unknown key (with the nearest one), or a value of the wrong type.
+        ConfigError: no such file, not yaml, an unknown key (with the nearest one), or a value of the wrong type or
+            out of range.
     """
     cfg = get_cfg()
     add_ode_config(cfg)
@@ -147,6 +149,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
         cfg.merge_from_list(list(overrides))
     except (ValueError, AssertionError) as error:
         raise ConfigError(f"{path}: {error} Give a value of the type of the default.") from error
+    if not 0 <= cfg.TEST.SCORE_THRESHOLD <= 1:
+        raise ConfigError(
+            f"TEST.SCORE_THRESHOLD is compared with scores, which lie in [0, 1], and it is {cfg.TEST.SCORE_THRESHOLD}; "
+            "0.5 is usual."
+        )
     return cfg
 
 
@@ -193,6 +200,18 @@ def _check_key(key: str, known: list[str], where: object) -> None:
     near = difflib.get_close_matches(key, neighbours, n=1, cutoff=0.6) or difflib.get_close_matches(key, known, n=1)
     hint = f"; did you mean {near[0]}?" if near else "; MODEL.ODE and Detectron2's config reference list the keys."
     raise ConfigError(f"unknown key {key} in {where}{hint}")
+
+
+def flat(node: CfgNode, prefix: str = "") -> dict[str, Any]:
+    """A config, or a section of one, as key -> value; keys of sections are joined by dots, tuples become lists."""
+    values: dict[str, Any] = {}
+    for key, value in node.items():
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": _as_lists(value)}
+    return values
+
+
+def _as_lists(value: Any) -> Any:
+    return [_as_lists(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:

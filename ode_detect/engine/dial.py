@@ -331,7 +331,7 @@ class Dial:
 
     def _protocol(self, shown: Sequence[Setting]) -> str:
         cfg = self.run.cfg
-        parts = [f"tested on {cfg.DATASETS.TEST[0]}, weights of {self.weights}", self.run.task.protocol]
+        parts = [f"tested on {cfg.DATASETS.TEST[0]}, weights of {self.weights}", self.run.task.protocol(cfg)]
         parts.append(f"full steps: {self.full.name}")
         if self.statistics_batches:
             batches = f"{self.statistics_batches} training batches of {cfg.SOLVER.IMS_PER_BATCH}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import re
 import sys
@@ -26,6 +27,10 @@ def run_tool(main: Callable[[list[str]], None], arguments: list[str]) -> int:
     # Detectron2 and fvcore use what torch will drop one day; a user can do nothing about it.
     warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
     warnings.filterwarnings("ignore", message="torch.meshgrid")
+    # Which parameters a config leaves without a gradient is not known beforehand.
+    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+    # Its new name is not in every torch that we run on.
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     from ode_detect.detection.data import DatasetError
     from ode_detect.ode import ConversionError, SolveError
@@ -35,6 +40,7 @@ def run_tool(main: Callable[[list[str]], None], arguments: list[str]) -> int:
 
     from .checkpoint import CheckpointError
     from .config import ConfigError
+    from .processes import ProcessFailedError, another_is_gone, first_to_tell
 
     mistakes = (ConfigError, CheckpointError, ConversionError, DatasetError, SolveError, UnknownNameError)
     try:
@@ -50,11 +56,39 @@ def run_tool(main: Callable[[list[str]], None], arguments: list[str]) -> int:
             "SOLVER.BASE_LR or with SOLVER.CLIP_GRADIENTS.ENABLED True; MODEL.WEIGHTS may name the last checkpoint."
         )
     except KeyboardInterrupt as stop:
-        print(str(stop) or "stopped.", file=sys.stderr)
+        if first_to_tell():
+            print(str(stop) or "stopped.", file=sys.stderr)
         return 130
+    except ProcessFailedError as failed:
+        return failed.code
+    except RuntimeError as error:
+        if not another_is_gone(error):
+            raise
+        return _fail(
+            "another process of the run has ended, and this one cannot go on without it; look for its message."
+        )
     return 0
 
 
 def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    from .processes import first_to_tell
+
+    if first_to_tell():
+        print(f"error: {message}", file=sys.stderr)
     return 2
+
+
+def parse_anywhere(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    """Read a command line whose flags may stand anywhere among KEY VALUE pairs, and whose values may be below 0.
+
+    Args:
+        parser: its last positional argument is ``overrides``, any number of them.
+        arguments: the command line.
+    """
+    # argparse takes -1e-3 for a flag; a blank in front makes it a value.
+    args = parser.parse_intermixed_args([f" {a}" if re.fullmatch(_BELOW_ZERO, a) else a for a in arguments])
+    args.overrides = [value.strip() for value in args.overrides]
+    return args
+
+
+_BELOW_ZERO = r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?"

@@ -6,8 +6,9 @@ import contextlib
 import io
 import json
 import logging
-import os
 import secrets
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -17,18 +18,20 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.evaluation import inference_on_dataset
 from detectron2.evaluation.evaluator import inference_context
+from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ode_detect.ode import ODEBlock, record_solves
 from ode_detect.ode.record import MultiplyAdds
-from ode_detect.report.pictures import PictureError
-from ode_detect.report.plots import MetricsError, plot_losses, plot_metric, read_metrics
+from ode_detect.report.plots import plot_losses, plot_metric, read_metrics
 from ode_detect.report.results import Results, Row
 
 from .checkpoint import Checkpointer, CheckpointError
-from .config import ConfigError, load_config
+from .config import ConfigError, flat, load_config
+from .processes import from_main
 from .provenance import provenance
+from .scaling import linear_rule, scaled_to_processes
 from .stream import seed_everything
 from .task import Task, get_task
 from .trainer import Trainer, build_network
@@ -81,8 +84,10 @@ def open_run(
         DatasetError: data that the config asks for is not there.
     """
     task = get_task(cfg)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("training in several processes is not there yet; start one process, without torchrun.")
+    notes: list[str] = []
+    if not evaluating:
+        cfg, notes = scaled_to_processes(cfg, comm.get_world_size())
+        notes += [] if notes else linear_rule(cfg, load_config(config_file), config_file)
     folder = folder or Path(cfg.OUTPUT_DIR) / ("evaluation" if evaluating else "")
     begun = holds_run(folder)
     if begun and not (resume or evaluating):
@@ -96,18 +101,25 @@ def open_run(
     task.check_test(cfg)
     if not evaluating:
         _check_frozen(cfg)
+    warnings = _check_norm(cfg, comm.get_world_size())
     _settle_seed(cfg, resume or evaluating)
     changes = _changes(cfg, folder / "config.yaml") if resume else []
     cfg.freeze()
     seed_everything(cfg.SEED)
-    folder.mkdir(parents=True, exist_ok=True)
     run = Run(cfg, task, folder, command, config_file)
+    comm.synchronize()  # All have looked at the folder before one writes into it.
+    if not comm.is_main_process():
+        _keep_quiet()
+        return run
+    folder.mkdir(parents=True, exist_ok=True)
     # A resumed run keeps the words it began with: its results are theirs.
     if records and not (resume and begun):
         write_records(run)
     _log_into(folder)
-    for change in changes:
-        logger.warning("the run began with another value of %s", change)
+    for warning in [*warnings, *(f"the run began with another value of {change}" for change in changes)]:
+        logger.warning("%s", warning)
+    for note in notes:
+        logger.info("%s", note)
     return run
 
 
@@ -135,11 +147,12 @@ def train(run: Run, *, resume: bool) -> Results:
     finished = run.folder / "results.json"
     trainer = Trainer(run.cfg, run.task, lambda model: evaluate(run, model))
     trainer.resume_or_load(resume=resume)
-    if trainer.start_iter >= run.cfg.SOLVER.MAX_ITER and finished.exists():
+    if trainer.start_iter >= run.cfg.SOLVER.MAX_ITER and from_main(finished.exists):
         logger.info("the run in %s is finished already", run.folder)
-        return Results.read(finished)
+        return from_main(lambda: Results.read(finished))
     trainer.train()
-    return report(run, trainer.checkpointer.model, trainer.last_results, minutes=trainer.seconds / 60)
+    model, minutes = trainer.checkpointer.model, trainer.seconds / 60
+    return from_main(lambda: report(run, model, trainer.last_results, minutes=minutes))
 
 
 def evaluate_only(run: Run) -> Results:
@@ -149,7 +162,8 @@ def evaluate_only(run: Run) -> Results:
         CheckpointError: there are no weights, or they do not fill the network.
     """
     model, _ = load_network(run)
-    return report(run, model, evaluate(run, for_inference(run, model)), minutes=None)
+    results = evaluate(run, for_inference(run, model))
+    return from_main(lambda: report(run, model, results, minutes=None))
 
 
 def for_inference(run: Run, model: nn.Module) -> nn.Module:
@@ -222,6 +236,8 @@ def evaluate(run: Run, model: nn.Module) -> dict[str, Any]:
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             results[name] = inference_on_dataset(model, run.task.test_loader(run.cfg, name), evaluator) or {}
         logging.getLogger("detectron2.pycocotools").info("%s", printed.getvalue())
+        if not comm.is_main_process():
+            continue  # Detectron2's evaluators gather, and have results in the main process only.
         scores = "  ".join(f"{key} {value:.3f}" for key, value in run.task.metrics(results[name]).items())
         logger.info("evaluated on %s: %s", name, scores)
     first, *others = results or {"": {}}
@@ -241,7 +257,7 @@ def report(run: Run, model: nn.Module, nested: dict[str, Any], *, minutes: float
     figures = cost(run, model, minutes=minutes)
     rows = []
     for name in run.cfg.DATASETS.TEST:
-        title = stem if role in ("ode", "baseline") else f"{stem}_{role}"
+        title = stem if role in ("ode", "baseline") or stem.endswith(f"_{role}") else f"{stem}_{role}"
         rows.append(
             Row(
                 name=title if len(run.cfg.DATASETS.TEST) == 1 else f"{title}, {name}",
@@ -265,15 +281,34 @@ def report(run: Run, model: nn.Module, nested: dict[str, Any], *, minutes: float
 
 
 def _illustrate(run: Run, model: nn.Module) -> None:
-    """Plots and pictures; one that cannot be drawn is told and does not cost the rest."""
-    try:
-        if (run.folder / "metrics.json").exists():
+    """Tables, plots and pictures."""
+    for name in run.cfg.DATASETS.TEST:
+        folder = run.folder / "inference" / name
+        with _dispensable(f"the table of {name}"):
+            if table := run.task.table(folder):
+                logger.info("%s:\n\n%s\n", name, table)
+        with _dispensable(f"the plots of {name}"):
+            run.task.plot(folder)
+    first = run.cfg.DATASETS.TEST[0]
+    for plot in sorted((run.folder / "inference" / first).glob("*.png")):
+        shutil.copy(plot, run.folder)
+    if (run.folder / "metrics.json").exists():
+        with _dispensable("the plots of the training"):
             history = read_metrics(run.folder / "metrics.json")
             plot_losses(history, run.folder / "loss.png")
             plot_metric(history, run.task.plotted, run.folder / "ap.png")
-        run.task.draw(run.cfg, model, run.cfg.DATASETS.TEST[0], run.folder / "detections.jpg")
-    except (MetricsError, PictureError) as error:
-        logger.warning("not drawn: %s", error)
+    with _dispensable("the pictures with predictions"):
+        run.task.draw(run.cfg, model, first, run.folder / "detections.jpg")
+
+
+@contextlib.contextmanager
+def _dispensable(what: str) -> Iterator[None]:
+    """What cannot be made is told and costs nothing else: hours of training may stand behind it."""
+    try:
+        yield
+    except Exception as error:
+        logger.warning("%s could not be made (%s: %s)", what, type(error).__name__, error)
+        logger.debug("%s", what, exc_info=True)  # into log.txt only
 
 
 def cost(run: Run, model: nn.Module, *, minutes: float | None) -> dict[str, float]:
@@ -326,6 +361,15 @@ def _log_into(folder: Path) -> None:
             handler.addFilter(lambda record: not record.exc_info)
 
 
+def _keep_quiet() -> None:
+    """What the main process says need not be said by all."""
+    for name in ("ode_detect", "detectron2", "fvcore"):
+        log = logging.getLogger(name)
+        log.handlers.clear()
+        log.addHandler(logging.NullHandler())
+        log.propagate = False
+
+
 def _settle_seed(cfg: CfgNode, keep: bool) -> None:
     """Draw the seed if the config leaves it open; or keep the one that the run in the folder began with."""
     if cfg.SEED >= 0:
@@ -335,21 +379,15 @@ def _settle_seed(cfg: CfgNode, keep: bool) -> None:
         cfg.SEED = CfgNode.load_yaml_with_base(str(begun))["SEED"]
     else:
         cfg.SEED = secrets.randbelow(2**31)
+    cfg.SEED = from_main(lambda: int(cfg.SEED))
 
 
 def _changes(cfg: CfgNode, begun: Path) -> list[str]:
     """The keys in which a config differs from the one that a run began with, each with both values."""
     if not begun.exists():
         return []
-    before, now = _flat(CfgNode.load_yaml_with_base(str(begun))), _flat(CfgNode.load_cfg(cfg.dump()))
+    before, now = flat(CfgNode.load_yaml_with_base(str(begun))), flat(CfgNode.load_cfg(cfg.dump()))
     return [f"{k}: {before[k]!r}, now {now[k]!r}" for k in now if k in before and before[k] != now[k]]
-
-
-def _flat(node: CfgNode, prefix: str = "") -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key, value in node.items():
-        values |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return values
 
 
 def _check_frozen(cfg: CfgNode) -> None:
@@ -360,6 +398,24 @@ def _check_frozen(cfg: CfgNode) -> None:
             f"{frozen[0]} is FrozenBN, which never learns, and MODEL.WEIGHTS is empty: without pretrained statistics "
             "the features explode. Give MODEL.WEIGHTS, or train from scratch with GN."
         )
+
+
+def _check_norm(cfg: CfgNode, world: int) -> list[str]:
+    keys = ("MODEL.RESNETS.NORM", "MODEL.FPN.NORM", "MODEL.ODE.NORM", "MODEL.ROI_BOX_HEAD.NORM")
+    norms = {key: flat(cfg)[key] for key in keys}
+    synchronised = [key for key, norm in norms.items() if norm in ("SyncBN", "nnSyncBN", "naiveSyncBN")]
+    if world > 1 and synchronised and cfg.MODEL.DEVICE == "cpu":
+        raise ConfigError(
+            f"{synchronised[0]} is {norms[synchronised[0]]}, which is for GPUs, and MODEL.DEVICE is cpu; take GN, or "
+            "BN, which normalises by the part of the batch that each process has."
+        )
+    own = [key for key, norm in norms.items() if norm == "BN"]
+    if world == 1 or not own:
+        return []
+    return [
+        f"{own[0]} is BN, so each of the {world} processes normalises by its own part of the batch "
+        f"({cfg.SOLVER.IMS_PER_BATCH // world} pictures); SyncBN, on GPUs, normalises by the whole of it."
+    ]
 
 
 def _role(cfg: CfgNode, model: nn.Module) -> str:
@@ -373,10 +429,12 @@ def _protocol(run: Run, *, trained: bool) -> str:
     tested = f"tested on {', '.join(cfg.DATASETS.TEST)}"
     if not trained and cfg.MODEL.OPTIMIZE_FOR_INFERENCE:
         tested += " as optimised for inference"
-    measured = f"{run.task.protocol}; multiply-adds and evaluations of one test picture"
+    measured = f"{run.task.protocol(cfg)}; multiply-adds and evaluations of one test picture"
     if not trained:
         return f"{tested}, weights of {cfg.MODEL.WEIGHTS or cfg.OUTPUT_DIR}; {measured}"
     start = f"from {cfg.MODEL.WEIGHTS}" if cfg.MODEL.WEIGHTS else "from scratch"
     batches = f"{cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH} pictures"
+    if comm.get_world_size() > 1:
+        batches += f" in {comm.get_world_size()} processes"
     trained_on = f"trained on {', '.join(cfg.DATASETS.TRAIN)}: {batches}, {start}, {precision}"
     return f"{trained_on}; {tested} with the last weights; {measured}"

@@ -31,7 +31,8 @@ class SecondPass:
         model: a Detectron2 meta-architecture with a ``backbone`` that gives a dict of feature maps.
 
     Raises:
-        ValueError: no backbone, no flow, or a solver that a flow cannot take.
+        ValueError: no backbone, no flow, a flow behind the backbone that no loss would reach, or a solver that a flow
+            cannot take.
     """
 
     def __init__(self, cfg: CfgNode, model: nn.Module) -> None:
@@ -46,6 +47,12 @@ class SecondPass:
             raise ValueError(
                 f"SOLVER.DIAL weighs its losses by numbers of 0 or more, not both 0, and WEIGHT is {dial.WEIGHT}, "
                 f"TASK_WEIGHT {dial.TASK_WEIGHT}; 1 and 0 are usual."
+            )
+        outside = [name for name in flows_of(model) if not name.startswith("backbone.")]
+        if outside and not dial.TASK_WEIGHT:
+            raise ValueError(
+                f"SOLVER.DIAL.WEIGHT compares what the backbone gives, and a flow behind it ({', '.join(outside)}) has "
+                "no part in that; set SOLVER.DIAL.TASK_WEIGHT above 0, so that the task's losses train it too."
             )
         self._model, self._backbone = model, backbone
         self._weight, self._task_weight = dial.WEIGHT, dial.TASK_WEIGHT
@@ -62,7 +69,13 @@ class SecondPass:
         with calls_seen(self._backbone) as self._calls:
             yield
 
-    def run(self, data: Any, backward: Callable[[Tensor], None], autocast: Callable[[], Any]) -> dict[str, Tensor]:
+    def run(
+        self,
+        data: Any,
+        backward: Callable[[Tensor], None],
+        autocast: Callable[[], Any],
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
         """Draw solvers, run the second pass, and its backward pass.
 
         Args:
@@ -70,12 +83,13 @@ class SecondPass:
             backward: adds the gradients of a loss. It is called while the drawn solvers are set, since a flow may be
                 evaluated again in the backward pass.
             autocast: makes the context of the forward pass.
+            generator: draws the solvers.
 
         Returns:
             ``loss_dial``, the squared distance to the features of the first pass in units of their square, and
             ``loss_dial_task``, the sum of the task's losses; each weighted, and only where its weight is not 0.
         """
-        steps, methods = self._draw()
+        steps, methods = self._draw(generator)
         first, self._calls = self._calls, []
         drawn = solver_override(self._model, steps=steps, method=methods, **self._tolerances)
         with drawn, statistics_kept(self._model):
@@ -99,9 +113,12 @@ class SecondPass:
             losses["loss_dial"] = self._weight * _mean([distance(b, a) for (_, a), (_, b) in pairs])
         return losses
 
-    def _draw(self) -> tuple[dict[str, int], dict[str, str]]:
-        steps = {flow: self._steps[_index(len(self._steps))] for flow in self._flows}
-        return steps, {flow: self._methods[_index(len(self._methods))] for flow in self._flows if self._methods}
+    def _draw(self, generator: torch.Generator | None) -> tuple[dict[str, int], dict[str, str]]:
+        def one_of(values: list[Any]) -> Any:
+            return values[int(torch.randint(len(values), (), generator=generator))]
+
+        steps = {flow: one_of(self._steps) for flow in self._flows}
+        return steps, {flow: one_of(self._methods) for flow in self._flows if self._methods}
 
 
 def make_second_pass(cfg: CfgNode, model: nn.Module) -> SecondPass | None:
@@ -137,8 +154,3 @@ def distance(features: Features, target: Features) -> Tensor:
 
 def _mean(values: list[Tensor]) -> Tensor:
     return torch.stack(values).mean()
-
-
-def _index(count: int) -> int:
-    # From the generator whose state is in the checkpoint.
-    return int(torch.randint(count, ()))

@@ -92,7 +92,7 @@ class _Examples(Dataset[Any]):
     def __getitem__(self, draw: Draw) -> Any:
         index, position = draw
         # Only the processor's states: a worker process must not touch the GPU.
-        with random_state_kept(gpu=False):
+        with random_state_kept():
             seed = int(np.random.SeedSequence([self.seed, position]).generate_state(1)[0])
             random.seed(seed)
             np.random.seed(seed)
@@ -151,40 +151,13 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def random_state(*, gpu: bool = True) -> dict[str, Any]:
-    """The state of ``random``, numpy and torch, as numbers and tensors that a checkpoint can hold.
-
-    Args:
-        gpu: also that of the GPUs.
-    """
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    version, internal, gauss = random.getstate()
-    state: dict[str, Any] = {
-        "python": [version, list(internal), gauss],
-        "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
-        "torch": torch.get_rng_state(),
-    }
-    if gpu and torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Go back to a state that `random_state` gave."""
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
-
-
 @contextmanager
-def random_state_kept(*, gpu: bool = True) -> Iterator[None]:
-    """Leave the random states as they were, whatever is drawn inside; see `random_state` for ``gpu``."""
-    state = random_state(gpu=gpu)
+def random_state_kept() -> Iterator[None]:
+    """Leave the states of ``random``, numpy and torch (on the processor) as they were, whatever is drawn inside."""
+    python, numpy, processor = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
     finally:
-        set_random_state(state)
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(processor)

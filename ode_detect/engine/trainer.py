@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -31,8 +32,10 @@ from ode_detect.ode.dial import set_solvers
 from .checkpoint import Checkpointer, CheckpointError
 from .config import ConfigError, flow_settings, tolerances
 from .optimizer import build_optimizer
+from .processes import agreed, average_gradients, averaged, broadcast_state, data_parallel, from_main
+from .sampling import drawn_by_picture, seed_iteration, shared_generator
 from .second_pass import make_second_pass
-from .stream import build_stream, random_state, random_state_kept, set_random_state
+from .stream import build_stream
 from .task import Task
 
 
@@ -62,7 +65,10 @@ class Trainer(SimpleTrainer):
             self.scheduler = build_lr_scheduler(cfg, optimizer)
             self._second = make_second_pass(cfg, model)
         self._cfg, self._task = cfg, task
-        super().__init__(model, _no_data(), optimizer)
+        # A second backward pass would come after the gradients of the first have been averaged.
+        parallel = model if self._second else data_parallel(cfg, model)
+        super().__init__(parallel, _no_data(), optimizer)
+        self._network = model
         self._scaler = torch.amp.GradScaler("cuda", enabled=cfg.SOLVER.AMP.ENABLED and on_gpu(cfg))
         self.checkpointer = Checkpointer(
             model,
@@ -74,26 +80,30 @@ class Trainer(SimpleTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.seconds = 0.0
         self.last_results: dict[str, Any] = {}
-        self._random: dict[str, Any] | None = None
+        self._loaded = False
         self.register_hooks(self._hooks_for(model, evaluate))
 
     def resume_or_load(self, *, resume: bool) -> None:
         """Go on from the run folder's last checkpoint, or begin with ``MODEL.WEIGHTS``."""
         if resume:
             self.start_iter = self.checkpointer.resume()
-            if self.start_iter and self._random is None:
+            if agreed(self.start_iter != from_main(lambda: self.start_iter)):
+                raise CheckpointError(
+                    f"all processes go on from the same checkpoint, and those in {self._cfg.OUTPUT_DIR} are not the "
+                    "same on all machines; put OUTPUT_DIR on storage that they share, or copy the folder to all."
+                )
+            if self.start_iter and not self._loaded:
                 raise CheckpointError(
                     f"{self.checkpointer.get_checkpoint_file()} holds weights and no state of a training, so no run "
                     "can go on from it. Begin one with it: MODEL.WEIGHTS, and another OUTPUT_DIR."
                 )
         if self.start_iter == 0:
             self.checkpointer.load_weights(self._cfg.MODEL.WEIGHTS, whole=False)
+        broadcast_state(self._network)
 
     def train(self) -> None:
-        """Train to the last iteration; the state of the random generators is that of an uninterrupted run."""
+        """Train to the last iteration."""
         self.data_loader = self._stream()
-        if self._random is not None:
-            set_random_state(self._random)
         super().train(self.start_iter, self.max_iter)
 
     def run_step(self) -> None:
@@ -101,14 +111,20 @@ class Trainer(SimpleTrainer):
         began = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - began
-        with autocast(self._cfg), self._second.watched() if self._second else nullcontext():
-            losses = self.model(data)
-            total = sum(losses.values())
-        self.optimizer.zero_grad()
-        self._scaler.scale(total).backward()
-        if self._second:
-            # After the first backward pass, so that one graph at a time is kept.
-            losses = {**losses, **self._second.run(data, self._add_gradients, partial(autocast, self._cfg))}
+        seed, iteration = self._cfg.SEED, self.iter
+        # Nothing that is drawn depends on what was drawn before, so a resumed run needs no state of the generators.
+        seed_iteration(seed, iteration)
+        with drawn_by_picture(self._network, seed=seed, iteration=iteration, pictures=len(data)):
+            with autocast(self._cfg), self._second.watched() if self._second else nullcontext():
+                losses = self.model(data)
+                total = sum(losses.values())
+            self.optimizer.zero_grad()
+            self._scaler.scale(total).backward()
+            if self._second:
+                # After the first backward pass, so that one graph at a time is kept.
+                drawing, context = shared_generator(seed, iteration), partial(autocast, self._cfg)
+                losses = {**losses, **self._second.run(data, self._add_gradients, context, drawing)}
+                average_gradients(self._network)
         self.after_backward()
         # Before the update: a loss that is not finite stops the run while the weights are still good.
         self._write_metrics(losses, data_time)
@@ -119,8 +135,8 @@ class Trainer(SimpleTrainer):
         self.seconds += time.perf_counter() - began
 
     def state_dict(self) -> dict[str, Any]:
-        """Iteration, hooks, optimizer, gradient scale, random states and time spent."""
-        own = {"scaler": self._scaler.state_dict(), "random": random_state(), "seconds": self.seconds}
+        """Iteration, hooks, optimizer, gradient scale and time spent."""
+        own = {"scaler": self._scaler.state_dict(), "seconds": self.seconds}
         return {**super().state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -128,8 +144,20 @@ class Trainer(SimpleTrainer):
         super().load_state_dict(state_dict)
         if state_dict["scaler"]:
             self._scaler.load_state_dict(state_dict["scaler"])
-        self._random = state_dict["random"]
+        self._loaded = True
         self.seconds = state_dict["seconds"]
+
+    def _write_metrics(
+        self, loss_dict: Mapping[str, Tensor], data_time: float, prefix: str = "", iter: int | None = None
+    ) -> None:
+        # Detectron2's raises in the main process alone, and the others would wait for it.
+        losses = averaged({name: float(loss.detach()) for name, loss in loss_dict.items()})
+        total = sum(losses.values())
+        if not math.isfinite(total):
+            raise FloatingPointError(f"Loss became infinite or NaN at iteration={self.iter}!\nloss_dict = {losses}")
+        self.storage.put_scalars(data_time=data_time, total_loss=total)
+        if len(losses) > 1:
+            self.storage.put_scalars(**losses)
 
     def _add_gradients(self, loss: Tensor) -> None:
         self._scaler.scale(loss).backward()
@@ -137,6 +165,8 @@ class Trainer(SimpleTrainer):
     def _stream(self) -> DataLoader[list[Any]]:
         cfg = self._cfg
         dicts, mapper = self._task.train_data(cfg)
+        # Whoever uses the weights may not have the data that name the classes.
+        self.checkpointer.notes["categories"] = self._task.categories(cfg)
         with config_errors():
             return build_stream(
                 dicts,
@@ -152,8 +182,10 @@ class Trainer(SimpleTrainer):
         cfg, period = self._cfg, self._cfg.TEST.EVAL_PERIOD
 
         def evaluate_kept() -> dict[str, Any]:
-            with random_state_kept():
-                self.last_results = evaluate(model)
+            if self.iter + 1 == self.max_iter:
+                return {}  # The last iteration failed; others may be waiting for this process elsewhere.
+            broadcast_state(model)  # The statistics of BatchNorm are those of each process.
+            self.last_results = evaluate(model)
             return self.last_results
 
         chosen: list[HookBase] = [
@@ -223,7 +255,7 @@ class StopOnSignal(HookBase):
 
     def __init__(self, checkpointer: Checkpointer) -> None:
         self._checkpointer = checkpointer
-        self._asked = False
+        self._asked = 0.0
         self._before: dict[int, Any] = {}
         self._process = os.getpid()
 
@@ -238,8 +270,9 @@ class StopOnSignal(HookBase):
         """Save and stop if asked."""
         if self.trainer.iter + 1 == self.trainer.max_iter:
             self.after_train()  # What is left is evaluation, which can be stopped at once.
-        elif self._asked:
+        elif agreed(self._asked > 0):
             self._checkpointer.save(f"model_{self.trainer.iter:07d}")
+            comm.synchronize()  # Whoever ends first ends the others.
             raise Interrupted(
                 f"stopped after iteration {self.trainer.iter + 1} of {self.trainer.max_iter}; all is saved. "
                 "Go on with the same command and --resume."
@@ -255,8 +288,13 @@ class StopOnSignal(HookBase):
         if os.getpid() != self._process:
             return  # A worker that loads pictures; it ends with the process that trains.
         if self._asked:
+            # Ctrl-C reaches a process from the terminal and again from whoever started it.
+            if time.monotonic() - self._asked < 1.0:
+                return
             raise KeyboardInterrupt
-        self._asked = True
+        self._asked = time.monotonic()
+        if not comm.is_main_process():
+            return
         message = "\nstopping after this iteration (once more: at once, back to the last checkpoint)"
         print(message, file=sys.stderr, flush=True)
 

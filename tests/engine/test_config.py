@@ -38,6 +38,9 @@ def write(folder: Path, text: str) -> Path:
         ("MODEL: [", [], "not a yaml file"),
         ("just words", [], "holds no keys"),
         ("_BASE_: nowhere.yaml", [], "which is not there"),
+        ("TEST: {SCORE_THRESHOLD: 1.5}", [], r"lie in \[0, 1\], and it is 1\.5"),
+        ("MODEL: {}", ["TEST.SCORE_THRESHOLD", "-0.1"], r"lie in \[0, 1\]"),
+        ("TEST: {SCORE_THRESHOLD: .nan}", [], r"lie in \[0, 1\]"),
     ],
 )
 def test_a_config_that_cannot_be_used_says_why(tmp_path: Path, text: str, overrides: list[str], message: str) -> None:
@@ -55,6 +58,18 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_its_base(tmp_path
     path = write(tmp_path, "_BASE_: base.yaml\nMODEL: {ODE: {STEPS: 4}}")
     cfg = load_config(path, ["SEED", "5"])
     assert (cfg.MODEL.ODE.STEPS, cfg.MODEL.ODE.METHOD, cfg.SEED) == (4, "heun", 5)
+
+
+def test_of_several_bases_the_later_one_wins(tmp_path: Path) -> None:
+    (tmp_path / "network.yaml").write_text("MODEL: {ODE: {STEPS: 2, METHOD: heun}}\nVERSION: 2")
+    (tmp_path / "data.yaml").write_text("MODEL: {ODE: {STEPS: 3}}\nSEED: 4")
+    cfg = load_config(write(tmp_path, "_BASE_: [network.yaml, data.yaml]\nSEED: 5"))
+    assert (cfg.MODEL.ODE.STEPS, cfg.MODEL.ODE.METHOD, cfg.SEED) == (3, "heun", 5)
+    (tmp_path / "data.yaml").write_text("MODEL: {ODE: {STEP: 3}}")
+    with pytest.raises(ConfigError, match=r"MODEL\.ODE\.STEP in .*data.yaml; did you mean MODEL\.ODE\.STEPS"):
+        load_config(tmp_path / "config.yaml")
+    with pytest.raises(ConfigError, match=r"'nowhere\.yaml', which is not there"):
+        load_config(write(tmp_path, "_BASE_: [network.yaml, nowhere.yaml]"))
 
 
 def test_custom_data_sets_can_be_given_in_a_file(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
+import argparse
+
 import pytest
+from torch import distributed as dist
 
 from ode_detect.detection.data import DatasetError
 from ode_detect.engine.checkpoint import CheckpointError
 from ode_detect.engine.config import ConfigError
-from ode_detect.engine.launch import run_tool
+from ode_detect.engine.launch import parse_anywhere, run_tool
 from ode_detect.engine.trainer import Interrupted
 from ode_detect.ode import ConversionError, TooManyEvaluationsError
 from ode_detect.ode.names import UnknownNameError
@@ -43,12 +46,31 @@ def test_what_cannot_go_on_does_not_say_so(capsys) -> None:
     assert capsys.readouterr().err == "stopped.\n"
 
 
-def test_a_mistake_of_ours_keeps_its_traceback() -> None:
+@pytest.mark.parametrize("error", [KeyError("bug"), RuntimeError("bug"), RuntimeError("gloo/transport, alone")])
+def test_a_mistake_of_ours_keeps_its_traceback(error: Exception) -> None:
     def main(arguments: list[str]) -> None:
-        raise KeyError("bug")
+        raise error
 
-    with pytest.raises(KeyError):
+    with pytest.raises(type(error)):
         run_tool(main, [])
+
+
+def test_a_process_that_lost_another_says_so(capsys) -> None:
+    def main(arguments: list[str]) -> None:
+        raise dist.DistNetworkError("broken pipe")
+
+    assert run_tool(main, []) == 2
+    assert "another process of the run has ended" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", ["-1", "-1e-3", "-.5", "-2.5E+3"])
+def test_flags_stand_anywhere_and_a_value_may_be_below_zero(number: str) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--flag", action="store_true")
+    parser.add_argument("--rank", type=int)
+    parser.add_argument("overrides", nargs="*")
+    args = parse_anywhere(parser, ["A.B", number, "--flag", "--rank", "-1", "C", number])
+    assert (args.overrides, args.flag, args.rank) == (["A.B", number, "C", number], True, -1)
 
 
 def test_what_goes_well_ends_with_0() -> None:

@@ -1,5 +1,6 @@
 """Training for the dial, on the quickstart network and eight small pictures."""
 
+import copy
 import json
 import os
 from collections.abc import Callable
@@ -237,3 +238,14 @@ def test_a_model_without_a_backbone_is_refused(squares_run: Overrides) -> None:
     cfg = load_config(QUICKSTART, squares_run("refused", *DIAL))
     with pytest.raises(ValueError, match="Conv2d has no module of that name"):
         SecondPass(cfg, nn.Conv2d(1, 1, 1))
+
+
+def test_a_flow_behind_the_backbone_needs_the_losses_of_the_task(squares_run: Overrides) -> None:
+    model, _, run = small(squares_run)
+    model.roi_heads.flow = copy.deepcopy(next(iter(flows_of(model).values())))
+    with pytest.raises(ValueError, match=r"\(roi_heads\.flow\).*TASK_WEIGHT above 0"):
+        SecondPass(run.cfg, model)
+    cfg = run.cfg.clone()
+    cfg.defrost()
+    cfg.SOLVER.DIAL.TASK_WEIGHT = 1.0
+    SecondPass(cfg, model)
