@@ -336,7 +336,7 @@ def _fill_in(
 
 def _is_mask(segmentation: Any, image: dict[str, Any]) -> bool:
     if isinstance(segmentation, dict):
-        return segmentation.get("size") == [image["height"], image["width"]] and bool(segmentation.get("counts"))
+        return bool(segmentation.get("counts") and segmentation.get("size") == [image["height"], image["width"]])
     return isinstance(segmentation, list) and any(_is_polygon(polygon) for polygon in segmentation)
 
 

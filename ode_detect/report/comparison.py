@@ -194,7 +194,8 @@ def title(quantity: str) -> str:
     """What a metric or a cost is called, with its unit and an arrow in the direction of better."""
     less = quantity == "error" or (quantity in COSTS and quantity != "pictures_per_second")
     more = quantity == "pictures_per_second" or is_fraction(quantity)
-    return heading(quantity) + (" ↓" if less else " ↑" if more else "")
+    # The arrow stays in the line of its word.
+    return heading(quantity) + ("\u00a0↓" if less else "\u00a0↑" if more else "")
 
 
 def _quantities(compared: Compared) -> list[tuple[str, list[str]]]:

@@ -1,8 +1,9 @@
 from pathlib import Path
 
 import pytest
+from detectron2.config import CfgNode
 
-from ode_detect.engine.config import ConfigError, load_config
+from ode_detect.engine.config import ConfigError, flat, load_config
 from ode_detect.engine.trainer import build_network
 from ode_detect.ode import Adaptive, FixedStep
 from ode_detect.ode.dial import flows_of
@@ -125,3 +126,8 @@ def test_a_flow_is_named_once_and_by_a_network_that_has_it() -> None:
 def test_fewer_than_no_steps_are_refused() -> None:
     with pytest.raises(ConfigError, match="STEPS must be an integer of 1 or more, or 0"):
         build_network(load_config(QUICKSTART, ["MODEL.ODE.STEPS", "-1"]))
+
+
+def test_a_config_is_flat_with_dots_and_lists() -> None:
+    node = CfgNode({"A": {"B": {"C": (1, (2, 3))}, "D": "x"}, "E": []})
+    assert flat(node) == {"A.B.C": [1, [2, 3]], "A.D": "x", "E": []}

@@ -30,7 +30,7 @@ COMPARED = Compared(
 
 
 def cells(table, quantity: str) -> tuple[Cell, ...]:
-    return next(line.cells for _, lines in table.groups for line in lines if line.title.rstrip(" ↑↓") == quantity)
+    return next(line.cells for _, lines in table.groups for line in lines if line.title.rstrip("\u00a0↑↓") == quantity)
 
 
 def test_rows_of_one_name_are_one_network_in_the_order_given() -> None:
@@ -52,7 +52,7 @@ def test_numbers_are_means_with_the_standard_deviation_over_seeds() -> None:
 
 def test_a_quantity_says_in_which_direction_it_is_better() -> None:
     quantities = ("AP50", "f1", "error", "best_f1_threshold", "RMSE", "latency_ms", "pictures_per_second")
-    assert [title(quantity) for quantity in quantities] == [
+    assert [title(quantity).replace("\u00a0", " ") for quantity in quantities] == [
         *("AP50 (%) ↑", "F1 (%) ↑", "error (%) ↓", "best F1 threshold", "RMSE", "latency (ms) ↓"),
         "pictures per second ↑",
     ]
@@ -84,7 +84,7 @@ def test_differences_are_stated_with_their_spread() -> None:
     assert cells(table, "parameters (M)")[0].text == "× 0.500"
     # What was measured in turns counts, not the quotient of two medians.
     assert (cells(table, "latency (ms)")[0]) == Cell("× 1.300", "quartiles 1.200 to 1.400")
-    assert "evaluations" not in [line.title.rstrip(" ↑↓") for _, lines in table.groups for line in lines]
+    assert "evaluations" not in [line.title.rstrip("\u00a0↑↓") for _, lines in table.groups for line in lines]
 
 
 def test_one_seed_has_no_spread_and_no_twin_no_differences() -> None:

@@ -122,7 +122,7 @@ def test_markdown_says_the_same_and_names_the_pictures(tmp_path: Path) -> None:
     page = make_page(tmp_path / "pictures")
     text = page.write(tmp_path)[1].read_text(encoding="utf-8")
     assert "![the dial](pictures/wide.jpg)" in text
-    assert "| AP50 (%) ↑ | 50.5 ± 0.7 | 50.5 ± 0.7 | 50.5 ± 0.7 |" in text
+    assert "| AP50 (%)\u00a0↑ | 50.5 ± 0.7 | 50.5 ± 0.7 | 50.5 ± 0.7 |" in text
     assert "(1) an <earlier> version" in text
     tables = re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE)
     assert len(tables) == 3

@@ -1,5 +1,6 @@
 """From tiny runs to a page, as a user calls it."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -61,9 +62,22 @@ def test_runs_become_results_and_a_page(
     for one in plan(configs, 1, overrides):
         run = runs.open_run(one.config(), command="train", config_file=one.config_file, resume=False)
         runs.train(run, resume=False)
-    assert run_tool(tool.main, arguments) == 0, capsys.readouterr().err
+    # As an earlier version evaluated: without these metrics, under another protocol.
+    earlier = tmp_path / "all" / "ode" / "seed_0" / "results.json"
+    value = json.loads(earlier.read_text())
+    value["rows"][0]["metrics"] = {"AP50": 0.987}
+    value["protocol"] = "trained long ago; tested; by hand"
+    earlier.write_text(json.dumps(value))
+    left = {path: path.stat().st_mtime_ns for path in (tmp_path / "all").rglob("*")}
+    assert run_tool(tool.main, [*arguments, "--evaluate"]) == 0, capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "all").rglob("*")} == left, "runs are only read"
     assert "comparison.html" in capsys.readouterr().out
     results = Results.read(output)
+    assert results.rows[0].metrics["AP50"] != 0.987
+    assert {"precision", "recall", "f1"} <= results.rows[0].metrics.keys() == results.rows[1].metrics.keys()
+    for words in ("ode, seed 0: trained long ago; ", "with the last weights, evaluated anew; ", "at IoU 0.5"):
+        assert words in results.protocol
+    assert "by hand" not in results.protocol
     assert [(row.name, row.role, row.seed) for row in results.rows] == [("ode", "ode", 0), ("twin", "twin", 0)]
     for row in results.rows:
         measured = {"parameters", "backbone_parameters", "macs", "evaluations", "backward_evaluations", "train_minutes"}
@@ -80,6 +94,16 @@ def test_runs_become_results_and_a_page(
     assert "there is no checkpoint" in capsys.readouterr().err
     assert run_tool(tool.main, [*arguments, "--weights", weights[0]]) == 2
     assert "one checkpoint for each config" in capsys.readouterr().err
+    apart = ["--output", str(tmp_path / "by weights")]
+    assert run_tool(tool.main, [*arguments, *apart, "--weights", weights[1], weights[1]]) == 2
+    assert "does not fit the network" in capsys.readouterr().err
+    assert run_tool(tool.main, [*arguments, *apart, "--weights", *weights]) == 0, capsys.readouterr().err
+    given = Results.read(tmp_path / "by weights")
+    assert [row.metrics for row in given.rows] == [row.metrics for row in results.rows]
+    assert "train_minutes" not in given.rows[0].cost
+    text = (tmp_path / "by weights" / "comparison.md").read_text()
+    assert "weights were given" in text
+    assert "not trained alike" not in text
     other = tmp_path / "else.yaml"
     other.write_text(f"_BASE_: {QUICKSTART}\n")
     assert run_tool(tool.main, ["--configs", configs[0], str(other), "--output", str(output), *overrides]) == 2
