@@ -112,8 +112,8 @@ def open_run(
         _keep_quiet()
         return run
     folder.mkdir(parents=True, exist_ok=True)
-    # A resumed run keeps the words it began with: its results are theirs.
-    if records and not (resume and begun):
+    # A resumed run keeps the words it began with: its results are theirs. Without them it could not be reported.
+    if records and not (resume and begun and (folder / "environment.json").exists()):
         write_records(run)
     _log_into(folder)
     for warning in [*warnings, *(f"the run began with another value of {change}" for change in changes)]:

@@ -271,3 +271,11 @@ def test_a_resume_in_other_circumstances_is_the_uninterrupted_run_too(
     again = open_run(squares_run("b", *how, "SOLVER.MAX_ITER", "4"), resume=True)
     runs.train(again, resume=True)
     assert same(final(whole)["model"], final(again)["model"])
+
+
+def test_a_resumed_run_whose_records_are_gone_gets_new_ones(squares_run: Overrides) -> None:
+    folder = open_run(squares_run("lost")).folder
+    (folder / "metrics.json").touch()
+    (folder / "environment.json").unlink()
+    open_run(squares_run("lost"), resume=True)
+    assert json.loads((folder / "environment.json").read_text())["command"] == "test"
