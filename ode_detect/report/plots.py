@@ -210,9 +210,18 @@ def plot_dial(rows: Sequence[Row], metric: str, path: str | Path, *, full: str, 
         _settings(axes, shown, [row.cost[cost] for row in shown], values, full, better)
         style_axes(axes, f"{metric} against {cost.removesuffix('_ms')}", f"{metric} (%)" if factor > 1 else metric)
         axes.set_xlabel(words, fontsize=10, color=INK)
+        if factor > 1:
+            _at_least(axes, 2.0)
         if column == 1:
             axes.legend(frameon=False, fontsize=8, labelcolor=INK)
     save_figure(figure, path)
+
+
+def _at_least(axes: Axes, span: float) -> None:
+    """Widen the axis of values to a span, lest differences of nothing fill the picture."""
+    low, high = axes.get_ylim()
+    missing = max(span - (high - low), 0.0)
+    axes.set_ylim(low - missing / 2, high + missing / 2)
 
 
 def _settings(axes: Axes, rows: Sequence[Row], x: Sequence[float], y: Sequence[float], full: str, better: str) -> None:

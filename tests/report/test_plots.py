@@ -11,6 +11,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
+from ode_detect.report import plots
 from ode_detect.report.plots import (
     COLOURS,
     Curve,
@@ -206,6 +207,15 @@ def test_the_dial_is_plotted_by_one_setting_or_many(tmp_path: Path) -> None:
 def test_methods_are_read_from_the_names_of_settings(tmp_path: Path) -> None:
     names = ["euler_2", "rk4_1-2-2", "dopri5", "euler_1-rk4_1", "adaptive_heun", "dopri5-euler_1"]
     assert [_method(name) for name in names] == ["euler", "rk4", "dopri5", "mixed", "adaptive_heun", "mixed"]
+
+
+def test_differences_of_nothing_do_not_fill_the_plot_of_a_dial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: limits.extend(a.get_ylim() for a in figure.axes))
+    plot_dial([_setting("a", 0.900, 1, 1.0), _setting("b", 0.901, 2, 2.0)], "AP50", tmp_path / "x.png", full="a")
+    plot_dial([_setting("a", 0.9, 1, 1.0), _setting("b", 0.5, 2, 2.0)], "AP50", tmp_path / "x.png", full="a")
+    assert [round(high - low, 6) for low, high in limits[:2]] == [2.0, 2.0]
+    assert all(40 < high - low < 60 for low, high in limits[2:])
 
 
 def test_a_dial_without_numbers_is_not_plotted(tmp_path: Path) -> None:
