@@ -9,9 +9,39 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
+
+
+# A ResNet-50 detector with few channels.
+SMALL_R50 = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.RESNETS.DEPTH": "50",
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": "8",
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": "16",
+    "MODEL.RESNETS.WIDTH_PER_GROUP": "4",
+    "MODEL.FPN.OUT_CHANNELS": "8",
+    "MODEL.ROI_BOX_HEAD.FC_DIM": "16",
+    "MODEL.RPN.POST_NMS_TOPK_TEST": "20",
+}
+
+
+def like_trained(model: nn.Module) -> nn.Module:
+    """With statistics like those of a trained network, under which features neither vanish nor explode."""
+    for name, buffer in model.named_buffers():
+        if "running_mean" in name:
+            buffer.normal_(0, 0.1)
+        elif "running_var" in name or "norm.weight" in name:
+            buffer.uniform_(0.4, 0.8)
+    return model
+
+
+@pytest.fixture(autouse=True)
+def _freed_memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a benchmark tells malloc lasts as long as the process, which other tests share."""
+    monkeypatch.setattr("ode_detect.engine.benchmark.memory._set_malloc", lambda name, value: None)
 
 
 @pytest.fixture(scope="session")

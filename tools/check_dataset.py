@@ -133,14 +133,14 @@ def _numbers(one: Checked, cfg: CfgNode | None) -> dict[str, Any]:
     import numpy as np
 
     from ode_detect.detection.check import anchors, best_overlap
+    from ode_detect.detection.model import head_name
 
     boxes = one.boxes(cfg)
     if cfg is None:
         return {"boxes": boxes, "anchors": np.zeros((0, 2)), "unit": "pixels"}
     shapes, unit = anchors(cfg), "pixels of the network's input"
     # The overlap at which an anchor becomes a positive example.
-    retina = "Retina" in cfg.MODEL.META_ARCHITECTURE
-    least = (cfg.MODEL.RETINANET if retina else cfg.MODEL.RPN).IOU_THRESHOLDS[-1]
+    least = (cfg.MODEL.RETINANET if head_name(cfg) == "RETINANET" else cfg.MODEL.RPN).IOU_THRESHOLDS[-1]
     numbers = {"boxes": boxes, "anchors": shapes, "unit": unit, "least": least}
     if len(boxes) and len(shapes):
         numbers["covered"] = float((best_overlap(boxes, shapes) >= least).mean())

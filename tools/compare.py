@@ -15,7 +15,6 @@ for each network and seed) and timing.json (ratios measured in turns).
 from __future__ import annotations
 
 import argparse
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -36,18 +35,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=20.0, metavar="X", help="for each of the two timings (20)")
     parser.add_argument("--output", metavar="DIR", help="where to write (output/compare_ and the first config's name)")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys that win over all files")
-    args = parse_anywhere(parser, arguments)
-    # A list of files takes all words up to the next flag; config keys behind it, in capitals, are none of its own.
-    for name in ("configs", "weights", "dial"):
-        words = getattr(args, name)
-        end = next(
-            (i for i, word in enumerate(words) if re.fullmatch(r"[A-Z][A-Z_]*(\.[A-Z0-9_]+)*", word)), len(words)
-        )
-        if words and end == 0:
-            parser.error(f"--{name} takes files before any config key")
-        args.overrides += words[end:]
-        setattr(args, name, words[:end])
-    return args
+    return parse_anywhere(parser, arguments, lists=dict.fromkeys(("configs", "weights", "dial"), "files"))
 
 
 def main(arguments: list[str]) -> None:

@@ -13,7 +13,6 @@ config.yaml, to be run by tools/train_net.py --eval-only. The same command goes 
 from __future__ import annotations
 
 import argparse
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -36,17 +35,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     budget.add_argument("--budget-ms", type=float, metavar="X", help="pick the best within X ms for one picture")
     budget.add_argument("--max-loss", type=float, metavar="X", help="pick the fastest that loses at most X, like 0.01")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys that win over the file")
-    args = parse_anywhere(parser, arguments)
-    # A list of names takes all words up to the next flag; config keys behind it, in capitals, are none of its own.
-    for name in ("steps", "methods", "flow"):
-        words = getattr(args, name)
-        if words is None:
-            continue
-        end = next((i for i, word in enumerate(words) if re.match(r"[A-Z][A-Z_]*(\.|$)", word)), len(words))
-        if end == 0:
-            parser.error(f"--{name} takes {'whole numbers' if name == 'steps' else 'names'} before any config key")
-        args.overrides += words[end:]
-        setattr(args, name, words[:end])
+    args = parse_anywhere(parser, arguments, lists={"steps": "whole numbers", "methods": "names", "flow": "names"})
     try:
         args.steps = [int(word) for word in args.steps]
     except ValueError:

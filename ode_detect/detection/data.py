@@ -22,6 +22,7 @@ from . import custom
 from .annotations import box_faults, box_problems
 from .errors import DatasetError, Problem, describe
 from .mapper import Mapper
+from .model import head_name
 
 logger = logging.getLogger("ode_detect.detection")
 # Data sets whose repairs were told since `register_datasets`, which every run begins with.
@@ -189,7 +190,7 @@ def _drop_boxes(dicts: list[dict[str, Any]]) -> tuple[Problem, ...]:
 
 
 def _check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
-    head = "RETINANET" if "Retina" in cfg.MODEL.META_ARCHITECTURE else "ROI_HEADS"
+    head = head_name(cfg)
     known = cfg.MODEL[head].NUM_CLASSES
     for name in names:
         count = len(MetadataCatalog.get(name).get("thing_classes", []))

@@ -46,6 +46,11 @@ class ODERes5ROIHeads(Res5ROIHeads):
         return build_stage(cfg, "res5")
 
 
+def head_name(cfg: CfgNode) -> str:
+    """Which node of ``MODEL`` holds the number of classes and the score threshold: "RETINANET" or "ROI_HEADS"."""
+    return "RETINANET" if "Retina" in cfg.MODEL.META_ARCHITECTURE else "ROI_HEADS"
+
+
 def _check(cfg: CfgNode, input_shape: dict[str, Any]) -> None:
     features = list(cfg.MODEL.ROI_HEADS.IN_FEATURES)
     if features != ["res4"]:

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as rle
 
+from .model import head_name
+
 logger = logging.getLogger("ode_detect.detection")
 
 Category = dict[str, Any]
@@ -47,7 +49,7 @@ class DetectionPredictor:
                 count - 1,
             )
         self._threshold = float(cfg.TEST.SCORE_THRESHOLD)
-        head = "RETINANET" if "Retina" in cfg.MODEL.META_ARCHITECTURE else "ROI_HEADS"
+        head = head_name(cfg)
         floor = cfg.MODEL[head].SCORE_THRESH_TEST
         if self._threshold < floor:
             logger.warning("the network gives no score below %g; lower MODEL.%s.SCORE_THRESH_TEST too.", floor, head)
@@ -110,8 +112,7 @@ class DetectionPredictor:
 
 def number_of_classes(cfg: CfgNode) -> int:
     """Classes of the detector of a config."""
-    retina = "Retina" in cfg.MODEL.META_ARCHITECTURE
-    return int(cfg.MODEL.RETINANET.NUM_CLASSES if retina else cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    return int(cfg.MODEL[head_name(cfg)].NUM_CLASSES)
 
 
 def categories(cfg: CfgNode) -> list[Category]:

@@ -7,7 +7,8 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 # The order in which `ode_detect.engine.run.fill` looks for weights.
 WEIGHTS_HELP = "a checkpoint; otherwise MODEL.WEIGHTS if overridden, else the run in OUTPUT_DIR, else MODEL.WEIGHTS"
@@ -78,17 +79,30 @@ def _fail(message: str) -> int:
     return 2
 
 
-def parse_anywhere(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+def parse_anywhere(
+    parser: argparse.ArgumentParser, arguments: list[str], *, lists: Mapping[str, str] = MappingProxyType({})
+) -> argparse.Namespace:
     """Read a command line whose flags may stand anywhere among KEY VALUE pairs, and whose values may be below 0.
 
     Args:
         parser: its last positional argument is ``overrides``, any number of them.
         arguments: the command line.
+        lists: flags that take one word or more -> what these are. Such a flag takes all words up to the next one;
+            config keys among them, in capitals, go to ``overrides`` with what follows.
     """
     # argparse takes -1e-3 for a flag; a blank in front makes it a value.
     args = parser.parse_intermixed_args([f" {a}" if re.fullmatch(_BELOW_ZERO, a) else a for a in arguments])
     args.overrides = [value.strip() for value in args.overrides]
+    for name, what in lists.items():
+        words = getattr(args, name) or []
+        end = next((i for i, word in enumerate(words) if re.fullmatch(_KEY, word)), len(words))
+        if words and end == 0:
+            parser.error(f"--{name} takes {what} before any config key")
+        args.overrides += words[end:]
+        if end < len(words):
+            setattr(args, name, words[:end])
     return args
 
 
+_KEY = r"[A-Z][A-Z_]*(\.[A-Z0-9_]+)*"
 _BELOW_ZERO = r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?"

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from ode_detect.report.plots import COLOURS, MetricsError, smooth
+from ode_detect.report.plots import COLOURS, DPI, MetricsError, save_figure, smooth
 
-_INK, _DPI = "#222222", 150
+_INK = "#222222"
 # Beside colours, so that lines stay apart in print.
 _DASHES = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)))
 
@@ -58,7 +57,7 @@ def plot_lines(
     Raises:
         MetricsError: no line holds a finite value.
     """
-    figure = Figure(figsize=(4.6, 3.6), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(4.6, 3.6), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     drawn: list[str] = []
     for line in lines:
@@ -88,10 +87,7 @@ def plot_lines(
             f"a plot of {ylabel} needs at least one finite value; there is none. Train or evaluate first."
         )
     _style(figure, xlabel, ylabel, unit_square)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=_DPI, facecolor="white")
+    save_figure(figure, path)
 
 
 def _style(figure: Figure, xlabel: str, ylabel: str, unit_square: bool) -> None:

@@ -20,7 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from ode_detect.report.files import whole
-from ode_detect.report.rows import FRACTIONS, Comparison, ResultsError, Row, check_types, is_fraction, unknown_name
+from ode_detect.report.rows import (
+    FRACTIONS,
+    Comparison,
+    ResultsError,
+    Row,
+    check_types,
+    is_fraction,
+    read_json,
+    unknown_name,
+)
 
 ROLE_WORDS = {"ode": "ODE", "twin": "twin", "ablation": "ablation", "baseline": "baseline", "floor": "floor"}
 # How a cost is shown: heading and factor.
@@ -124,12 +133,7 @@ class Results:
         """
         path = Path(path)
         path = path / "results.json" if path.is_dir() else path
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ResultsError(f"results are read from a file; {path}: {error.strerror}. Check the path.") from None
-        except ValueError as error:
-            raise ResultsError(f"a file of results must be JSON; {path}: {error}. Write it again.") from None
+        value = read_json(path, what="results", missing="Check the path.", broken="Write it again.")
         try:
             _check_keys(cls, value, "the file")
             if not isinstance(value["rows"], list):

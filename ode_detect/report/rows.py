@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 ROLES = ("ode", "twin", "ablation", "baseline", "floor")
 FRACTIONS = (
@@ -104,6 +107,26 @@ class Comparison:
     def met(self) -> bool | None:
         """Whether the aim is met; None if there is none."""
         return None if self.aim is None else self.ratio <= self.aim
+
+
+def read_json(path: Path, *, what: str, missing: str, broken: str) -> Any:
+    """Read a file of JSON.
+
+    Args:
+        path: The file.
+        what: What it holds, for the message.
+        missing: What to do if it cannot be read.
+        broken: What to do if it is no JSON.
+
+    Raises:
+        ResultsError: One of the two.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ResultsError(f"{what} are read from a file; {path}: {error.strerror}. {missing}") from None
+    except ValueError as error:
+        raise ResultsError(f"a file of {what} must be JSON; {path}: {error}. {broken}") from None
 
 
 def is_fraction(name: str) -> bool:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from ode_detect.report.files import whole
-from ode_detect.report.rows import ResultsError, check_types, unknown_name
+from ode_detect.report.rows import ResultsError, check_types, read_json, unknown_name
 
 BACKGROUND = "background"
 # A curve keeps at most so many points.
@@ -183,12 +183,7 @@ class DetectionScores:
             ResultsError: The file is missing, is no JSON, or breaks a rule of these classes.
         """
         path = Path(path)
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ResultsError(f"scores are read from a file; {path}: {error.strerror}. Evaluate first.") from None
-        except ValueError as error:
-            raise ResultsError(f"a file of scores must be JSON; {path}: {error}. Evaluate again.") from None
+        value = read_json(path, what="scores", missing="Evaluate first.", broken="Evaluate again.")
         try:
             return _build(
                 cls,

@@ -24,24 +24,17 @@ from ode_detect.engine.task import get_task
 from ode_detect.engine.trainer import build_network
 from ode_detect.ode import ODEBlock, record_solves, solver_override
 
-from ..conftest import ROOT
+from ..conftest import ROOT, SMALL_R50, like_trained
 
 C4, DC5, RETINANET = "faster_rcnn_r101_c4_ode", "faster_rcnn_r101_dc5_ode", "retinanet_r101_fpn_ode"
 MASKS = ("MODEL.MASK_ON", "True", "MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead")
 STOCK = ("MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.ROI_HEADS.NAME", "Res5ROIHeads")
 SMALL = {
-    "MODEL.DEVICE": "cpu",
+    **SMALL_R50,
     "MODEL.WEIGHTS": "",
-    "MODEL.RESNETS.DEPTH": "50",
-    "MODEL.RESNETS.STEM_OUT_CHANNELS": "8",
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": "16",
-    "MODEL.RESNETS.WIDTH_PER_GROUP": "4",
-    "MODEL.FPN.OUT_CHANNELS": "8",
-    "MODEL.ROI_BOX_HEAD.FC_DIM": "16",
     "MODEL.ROI_MASK_HEAD.CONV_DIM": "8",
     "MODEL.ROI_HEADS.NUM_CLASSES": "3",
     "MODEL.RETINANET.NUM_CLASSES": "3",
-    "MODEL.RPN.POST_NMS_TOPK_TEST": "20",
     "MODEL.ROI_HEADS.SCORE_THRESH_TEST": "0.0",
     "MODEL.RETINANET.SCORE_THRESH_TEST": "0.0",
     "TEST.DETECTIONS_PER_IMAGE": "10",
@@ -51,16 +44,6 @@ SMALL = {
 def config(name: str = C4, *more: str) -> CfgNode:
     small = [word for item in SMALL.items() for word in item]
     return load_config(ROOT / "configs" / "detection" / f"{name}.yaml", [*small, *more])
-
-
-def lively(model: nn.Module) -> nn.Module:
-    """With statistics like those of a trained network, under which features neither vanish nor explode."""
-    for name, buffer in model.named_buffers():
-        if "running_mean" in name:
-            buffer.normal_(0, 0.1)
-        elif "running_var" in name or "norm.weight" in name:
-            buffer.uniform_(0.4, 0.8)
-    return model
 
 
 def example() -> list[dict[str, Any]]:
@@ -90,7 +73,7 @@ def losses(model: nn.Module) -> dict[str, torch.Tensor]:
 def stock() -> nn.Module:
     """Detectron2's own C4 detector with masks."""
     torch.manual_seed(0)
-    return lively(build_model(config(C4, *MASKS, *STOCK)))
+    return like_trained(build_model(config(C4, *MASKS, *STOCK)))
 
 
 @pytest.fixture
@@ -182,7 +165,7 @@ def test_the_head_is_solved_as_the_config_and_the_dial_say() -> None:
     ids=["converted", "adaptive", "shared"],
 )
 def test_a_picture_without_detections_has_no_masks(more: tuple[str, ...]) -> None:
-    model = lively(build_model(config(C4, *MASKS, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "2.0", *more)))
+    model = like_trained(build_model(config(C4, *MASKS, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "2.0", *more)))
     assert detections(model)["pred_masks"].shape == (0, 64, 64)
 
 
@@ -210,7 +193,7 @@ def test_parts_that_do_not_go_together_are_refused(name: str, more: tuple[str, .
 
 @pytest.mark.parametrize("name", [C4, DC5, "faster_rcnn_r101_c4_shared", "faster_rcnn_r101_dc5_shared", RETINANET])
 def test_a_detector_trains_and_infers(name: str) -> None:
-    model = lively(build_network(config(name)))
+    model = like_trained(build_network(config(name)))
     sum(losses(model).values()).backward()
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
     assert len(detections(model)["scores"]) > 0
@@ -230,7 +213,7 @@ def test_masks_of_a_data_set_are_learnt_and_predicted(name: str, squares: Path, 
     cfg = config(name, *MASKS, *data, *sizes)
     get_task(cfg)  # registers the data set
     dicts, mapper = train_data(cfg)
-    model = lively(build_network(cfg)).train()
+    model = like_trained(build_network(cfg)).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     torch.manual_seed(0)
     with EventStorage():
@@ -248,7 +231,7 @@ def test_masks_of_a_data_set_are_learnt_and_predicted(name: str, squares: Path, 
 @pytest.mark.parametrize(("name", "last"), [(C4, "roi_heads.res5"), (DC5, "backbone.res5")])
 def test_a_conversion_is_lossless_and_comes_back(name: str, last: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    twin = lively(build_network(config(name, "MODEL.ODE.ROLE", "twin")))
+    twin = like_trained(build_network(config(name, "MODEL.ODE.ROLE", "twin")))
     torch.save({"model": twin.state_dict()}, tmp_path / "twin.pth")
     certificate = convert_for_config(str(tmp_path / "twin.pth"), config(name), tmp_path / "ode")
     assert certificate.lossless
@@ -263,7 +246,7 @@ def test_a_conversion_is_lossless_and_comes_back(name: str, last: str, tmp_path:
 @pytest.mark.parametrize("name", [C4, DC5])
 def test_an_optimised_detector_finds_the_same(name: str) -> None:
     torch.manual_seed(0)
-    model = lively(build_network(config(name, "TEST.DETECTIONS_PER_IMAGE", "3"))).eval()
+    model = like_trained(build_network(config(name, "TEST.DETECTIONS_PER_IMAGE", "3"))).eval()
     for parameter in model.parameters():
         if parameter.dim() == 4 and not parameter.any():
             nn.init.kaiming_normal_(parameter)  # a new flow is the identity

@@ -12,7 +12,7 @@ from torch import nn
 from ode_detect.engine.checkpoint import Checkpointer, CheckpointError
 from ode_detect.engine.config import load_config
 
-ROOT = Path(__file__).resolve().parents[2]
+from ..conftest import ROOT, like_trained
 
 
 def config(name: str = "build_ode_resnet_fpn_backbone") -> CfgNode:
@@ -32,13 +32,7 @@ class Detector(nn.Module):
 def resnet() -> Detector:
     """Detectron2's own ResNet-50-FPN with statistics like those of a trained one."""
     torch.manual_seed(0)
-    model = Detector("build_resnet_fpn_backbone").eval()
-    for name, buffer in model.named_buffers():
-        if "running_mean" in name:
-            buffer.normal_(0, 0.1)
-        elif "running_var" in name or "norm.weight" in name:
-            buffer.uniform_(0.4, 0.8)
-    return model
+    return like_trained(Detector("build_resnet_fpn_backbone").eval())
 
 
 def numbers(model: nn.Module, prefix: str = "") -> dict[str, np.ndarray]:

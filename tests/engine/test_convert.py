@@ -25,7 +25,8 @@ from ode_detect.engine.convert import (
 from ode_detect.ode import ConversionError, ODEBlock
 from ode_detect.ode.names import UnknownNameError
 
-ROOT = Path(__file__).resolve().parents[2]
+from ..conftest import ROOT, SMALL_R50, like_trained
+
 PUBLISHED = ROOT.parent / "shared" / "data" / "weights" / "cifar10_resnets"
 
 
@@ -237,17 +238,7 @@ def test_a_published_checkpoint_makes_the_whole_way(tmp_path: Path) -> None:
 
 
 def config(*more: str) -> CfgNode:
-    small = {
-        "MODEL.DEVICE": "cpu",
-        "MODEL.RESNETS.DEPTH": "50",
-        "MODEL.RESNETS.STEM_OUT_CHANNELS": "8",
-        "MODEL.RESNETS.RES2_OUT_CHANNELS": "16",
-        "MODEL.RESNETS.WIDTH_PER_GROUP": "4",
-        "MODEL.FPN.OUT_CHANNELS": "8",
-        "MODEL.ROI_BOX_HEAD.FC_DIM": "16",
-        "MODEL.RPN.POST_NMS_TOPK_TEST": "20",
-    }
-    overrides = [word for item in small.items() for word in item]
+    overrides = [word for item in SMALL_R50.items() for word in item]
     return load_config(ROOT / "configs" / "faster_rcnn_ode.yaml", [*overrides, *more])
 
 
@@ -255,13 +246,7 @@ def config(*more: str) -> CfgNode:
 def detector() -> nn.Module:
     """The twin with statistics like those of a trained one, under Detectron2's names."""
     torch.manual_seed(0)
-    model = build_model(config("MODEL.ODE.ROLE", "twin")).eval()
-    for name, buffer in model.named_buffers():
-        if "running_mean" in name:
-            buffer.normal_(0, 0.1)
-        elif "running_var" in name or "norm.weight" in name:
-            buffer.uniform_(0.4, 0.8)
-    return model
+    return like_trained(build_model(config("MODEL.ODE.ROLE", "twin")).eval())
 
 
 def zoo_file(model: nn.Module, path: Path, prefix: str = "") -> Path:

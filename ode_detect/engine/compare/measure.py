@@ -57,12 +57,12 @@ class Loaded:
 
 def sizes(model: nn.Module) -> dict[str, float]:
     """Parameters of a model, and of its backbone without the pyramid on top of it, if it has one."""
-    figures = {"parameters": sum(p.numel() for p in model.parameters())}
+    figures: dict[str, float] = {"parameters": sum(p.numel() for p in model.parameters())}
     backbone = getattr(model, "backbone", None)
     backbone = getattr(backbone, "bottom_up", backbone)
     if isinstance(backbone, nn.Module):
         figures["backbone_parameters"] = sum(p.numel() for p in backbone.parameters())
-    return dict(figures)
+    return figures
 
 
 def time_networks(

@@ -80,7 +80,6 @@ def test_the_smallest_of_the_peaks_counts(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_networks_are_timed_in_turns_on_the_same_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "keep_freed_memory", lambda: None)  # of this process, for good
     monkeypatch.setattr(measure, "PICTURES", 3)
     ode, twin = loaded("ode", Network()), loaded("twin", Network(), "twin")
     rows, ratios = time_networks([ode, twin], {"ode": "twin"}, seconds=0)
