@@ -32,7 +32,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     source.add_argument("--weights", nargs="+", default=[], metavar="FILE", help="a checkpoint for each config")
     parser.add_argument("--evaluate", action="store_true", help="evaluate the last weights of each run anew")
     parser.add_argument("--dial", nargs="+", default=[], metavar="FILE", help="also draw these dial.json")
-    parser.add_argument("--seconds", type=float, default=20.0, metavar="X", help="for each of the two timings (20)")
+    parser.add_argument("--seconds", type=float, default=20.0, metavar="X", help="for each of the three timings (20)")
     parser.add_argument("--output", metavar="DIR", help="where to write (output/compare_ and the first config's name)")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys that win over all files")
     return parse_anywhere(parser, arguments, lists=dict.fromkeys(("configs", "weights", "dial"), "files"))

@@ -12,7 +12,7 @@ from ode_detect.report.rows import FRACTIONS, Row, is_fraction
 
 _GROUPS = {
     "Size and work": ("parameters", "backbone_parameters", "macs", "evaluations", "backward_evaluations"),
-    "Training": ("train_memory_mib", "kept_mib", "train_minutes"),
+    "Training": ("train_step_ms", "train_memory_mib", "kept_mib", "train_minutes"),
     "Inference": ("latency_ms", "pictures_per_second"),
 }
 _QUARTILES = tuple[float, float, float]

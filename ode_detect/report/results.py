@@ -41,6 +41,7 @@ COSTS = {
     "backward_evaluations": ("backward evaluations", 1.0),
     "latency_ms": ("latency (ms)", 1.0),
     "pictures_per_second": ("pictures per second", 1.0),
+    "train_step_ms": ("training step (ms)", 1.0),
     "train_memory_mib": ("training memory (MiB)", 1.0),
     "train_minutes": ("training (min)", 1.0),
     "kept_mib": ("kept for the gradient (MiB)", 1.0),
@@ -50,7 +51,7 @@ COSTS = {
 _WIDEST = 12
 _DETAILS = (
     *("AP75", "APs", "APm", "APl", "mask_AP75", "AP50_2007", "AP50_2010", "best_f1", "best_f1_threshold"),
-    *("backbone_parameters", "backward_evaluations", "pictures_per_second", "kept_mib", "held_mib"),
+    *("backbone_parameters", "backward_evaluations", "pictures_per_second", "train_minutes", "kept_mib", "held_mib"),
 )
 
 

@@ -33,7 +33,7 @@ class Row:
         seed: Random seed of the training.
         config: The file that the network was trained by, or the section of the benchmark.
         metrics: How good it is. ``AP...``, precision, recall, f1, error, top1, delta1 and the like lie in [0, 1].
-        cost: What it costs: parameters, macs, evaluations, latency_ms, train_memory_mib, train_minutes;
+        cost: What it costs: parameters, macs, evaluations, latency_ms, train_step_ms, train_memory_mib, train_minutes;
             ``kept_mib`` is what a forward pass keeps for its backward pass.
 
     Raises:

@@ -81,7 +81,7 @@ def test_runs_become_results_and_a_page(
     assert [(row.name, row.role, row.seed) for row in results.rows] == [("ode", "ode", 0), ("twin", "twin", 0)]
     for row in results.rows:
         measured = {"parameters", "backbone_parameters", "macs", "evaluations", "backward_evaluations", "train_minutes"}
-        assert measured | {"latency_ms", "pictures_per_second", "kept_mib"} <= row.cost.keys()
+        assert measured | {"latency_ms", "pictures_per_second", "kept_mib", "train_step_ms"} <= row.cost.keys()
         assert 0 < row.cost["backbone_parameters"] < row.cost["parameters"]
     assert [row.cost["evaluations"] for row in results.rows] == [6, 0]
     times = Results.read(output / "timing.json")

@@ -13,7 +13,17 @@ from detectron2.config import CfgNode
 
 from ode_detect.engine.compare import figures
 from ode_detect.engine.compare.figures import Folders
-from ode_detect.engine.compare.measure import MANY, ONE, PICTURES, Loaded, sizes, time_networks, training_step
+from ode_detect.engine.compare.measure import (
+    MANY,
+    ONE,
+    PICTURES,
+    STEP,
+    Loaded,
+    TrainingStep,
+    sizes,
+    time_networks,
+    training_costs,
+)
 from ode_detect.engine.compare.runs import (
     Training,
     check_runs,
@@ -46,7 +56,7 @@ class Request:
         train: the command of ``tools/train_net.py``, to train what is missing; () trains nothing.
         evaluate: evaluate the last weights of each run anew instead of taking what the run says.
         dials: files of dials to draw beside those that the runs hold.
-        seconds: for timing one picture, and again for a batch.
+        seconds: for timing one picture, again for a batch, and again for a training step.
     """
 
     configs: tuple[str, ...]
@@ -104,8 +114,8 @@ def compare(request: Request) -> tuple[Results, list[Path]]:
     scored = [_scored(request, training) for training in trainings]
     loaded = [_loaded(request, one) for one in scored if one.training.seed == 0]
     twins, ablations = opponents(loaded)
-    costs, reasons = _costs(loaded)
-    times, ratios = time_networks(loaded, _held_against(loaded, twins), seconds=request.seconds)
+    steps, costs, reasons = _costs(loaded)
+    times, ratios = time_networks(loaded, steps, _held_against(loaded, twins), seconds=request.seconds)
     results = _results(request, scored, loaded, _with_times(costs, times), times)
     compared = Compared(
         networks=group(results.rows),
@@ -224,31 +234,39 @@ def _loaded(request: Request, one: Scored) -> Loaded:
     return Loaded(one.row.name, one.row.role, run, model)
 
 
-def _costs(loaded: Sequence[Loaded]) -> tuple[dict[str, dict[str, float]], dict[tuple[str, str], str]]:
-    """What is measured of each network by itself, and why something could not be."""
+def _costs(
+    loaded: Sequence[Loaded],
+) -> tuple[dict[str, TrainingStep], dict[str, dict[str, float]], dict[tuple[str, str], str]]:
+    """A training step of each network; what is measured of each by itself; why something could not be."""
+    steps: dict[str, TrainingStep] = {}
     costs: dict[str, dict[str, float]] = {}
     reasons = {}
     for network in loaded:
         logger.info("measuring a training step of %s", network.name)
         costs[network.name] = sizes(network.model)
         try:
-            costs[network.name] |= training_step(network)
+            steps[network.name] = TrainingStep(network)
+            costs[network.name] |= training_costs(steps[network.name])
         except ValueError as error:
-            for quantity in ("backward_evaluations", "kept_mib", "train_memory_mib"):
+            steps.pop(network.name, None)
+            for quantity in ("backward_evaluations", "kept_mib", "train_memory_mib", "train_step_ms"):
                 reasons[network.name, quantity] = f"no training step could be measured: {str(error).splitlines()[0]}"
         if "train_memory_mib" not in costs[network.name]:
             reasons.setdefault((network.name, "train_memory_mib"), "this system does not tell the memory of a process")
-    return costs, reasons
+    return steps, costs, reasons
 
 
 def _with_times(costs: Mapping[str, dict[str, float]], times: Sequence[Row]) -> dict[str, dict[str, float]]:
-    """Costs with latency and throughput."""
+    """Costs with latency, throughput and the time of a training step."""
     found = {name: dict(figures) for name, figures in costs.items()}
     for row in times:
         case, _, name = row.name.partition(": ")
-        quantity = "latency_ms" if case == ONE else "pictures_per_second"
-        if quantity in row.cost:
-            found[name][quantity] = row.cost[quantity]
+        if case == ONE:
+            found[name]["latency_ms"] = row.cost["latency_ms"]
+        elif case == STEP:
+            found[name]["train_step_ms"] = row.cost["latency_ms"]
+        elif "pictures_per_second" in row.cost:
+            found[name]["pictures_per_second"] = row.cost["pictures_per_second"]
     return found
 
 
@@ -258,8 +276,8 @@ def _ratios(comparisons: Iterable[Comparison]) -> dict[tuple[str, str, str], tup
     for c in comparisons:
         case, _, ours = c.ours.partition(": ")
         other = c.other.partition(": ")[2]
-        if case == ONE:
-            found[ours, other, "latency_ms"] = (c.ratio, c.low, c.high)
+        if case in (ONE, STEP):
+            found[ours, other, "latency_ms" if case == ONE else "train_step_ms"] = (c.ratio, c.low, c.high)
         else:
             found[ours, other, "pictures_per_second"] = (1 / c.ratio, 1 / c.high, 1 / c.low)
     return found
@@ -304,19 +322,22 @@ def _protocol(scored: Sequence[Scored], times: Sequence[Row]) -> list[str]:
         if clause not in alike
     ]
     rounds = {row.name.partition(": ")[0]: int(row.cost["rounds"]) for row in times}
-    batch = next(name for name in rounds if name != ONE)
+    batch = next(name for name in rounds if name.startswith(MANY))
+    step = f"networks in turns, median of {rounds[STEP]} rounds" if STEP in rounds else "not timed"
     return [
         *own,
         *alike,
         f"latency: one picture at a time, {batch.removeprefix(f'{MANY} of ')} at a time for pictures per second, the "
         f"networks in turns in one process on the first {PICTURES} test pictures, median of {rounds[ONE]} and "
         f"{rounds[batch]} rounds, threads: {torch.get_num_threads()}",
+        f"a training step: forward and backward on the first training batch, {step}",
         "training memory: growth of the memory in use in one forward and backward pass of the first training batch, "
         "gradients included, weights and optimizer not",
         "kept for the gradient: what autograd keeps of that forward pass",
         "evaluations: of all fields for one test picture; backward evaluations: of all fields in the backward pass "
         "of one training step, 0 where the forward pass is kept",
-        "time, memory and evaluations of the networks with seed 0; training time as each run logged it",
+        "time, memory and evaluations of the networks with seed 0",
+        "minutes of training as each run logged them, whatever else the machine did",
     ]
 
 

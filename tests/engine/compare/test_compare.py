@@ -84,5 +84,6 @@ def test_the_protocol_is_stated_once_where_runs_share_it() -> None:
     alike = _protocol([scored("a", protocol="trained; tested"), scored("b", protocol="trained; tested")], times)
     assert alike[:2] == ["trained", "tested"]
     assert "4 at a time" in alike[2]
+    assert "a training step: forward and backward on the first training batch, not timed" in alike
     unlike = _protocol([scored("a", protocol="long; tested"), scored("b", protocol="short; tested")], times)
     assert unlike[:3] == ["a, seed 0: long", "b, seed 0: short", "tested"]

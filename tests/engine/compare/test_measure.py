@@ -8,7 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from ode_detect.engine.compare import measure
-from ode_detect.engine.compare.measure import MANY, ONE, Loaded, sizes, time_networks, training_step
+from ode_detect.engine.compare.measure import (
+    MANY,
+    ONE,
+    STEP,
+    Loaded,
+    TrainingStep,
+    sizes,
+    time_networks,
+    training_costs,
+)
 from ode_detect.engine.config import load_config
 from ode_detect.ode import BasicField, FixedStep, ODEBlock
 
@@ -40,6 +49,10 @@ def loaded(name: str, model: nn.Module, role: str = "ode") -> Loaded:
     return Loaded(name, role, SimpleNamespace(cfg=cfg, task=task), model)
 
 
+def costs(network: Loaded) -> dict[str, float]:
+    return training_costs(TrainingStep(network))
+
+
 def test_the_pyramid_is_no_part_of_the_backbone() -> None:
     model = nn.Module()
     model.head = nn.Linear(3, 2)
@@ -54,7 +67,7 @@ def test_the_pyramid_is_no_part_of_the_backbone() -> None:
 def test_a_training_step_counts_and_leaves_the_network_as_it_is(gradient: str, backward: int) -> None:
     model = Network(gradient).eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    found = training_step(loaded("a", model))
+    found = costs(loaded("a", model))
     assert found["backward_evaluations"] == backward
     assert not model.training
     assert all(p.grad is None for p in model.parameters())
@@ -62,7 +75,7 @@ def test_a_training_step_counts_and_leaves_the_network_as_it_is(gradient: str, b
 
 
 def test_checkpoints_keep_less_for_the_gradient() -> None:
-    kept = {g: training_step(loaded(g, Network(g, steps=8)))["kept_mib"] for g in ("backprop", "checkpoint")}
+    kept = {g: costs(loaded(g, Network(g, steps=8)))["kept_mib"] for g in ("backprop", "checkpoint")}
     state = 2 * 4 * 16 * 16 * 4 / 2**20
     assert kept["checkpoint"] < kept["backprop"]
     assert 8 * state <= kept["checkpoint"] < 12 * state
@@ -70,27 +83,47 @@ def test_checkpoints_keep_less_for_the_gradient() -> None:
 
 def test_the_memory_of_a_step_is_left_out_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "growth", lambda run: None)
-    assert set(training_step(loaded("a", Network()))) == {"backward_evaluations", "kept_mib"}
+    assert set(costs(loaded("a", Network()))) == {"backward_evaluations", "kept_mib"}
 
 
 def test_the_smallest_of_the_peaks_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     peaks = iter([5, 3, 4])
     monkeypatch.setattr(measure, "growth", lambda run: run() or SimpleNamespace(peak=next(peaks) * 2**20))
-    assert training_step(loaded("a", Network()))["train_memory_mib"] == 3
+    assert costs(loaded("a", Network()))["train_memory_mib"] == 3
 
 
 def test_networks_are_timed_in_turns_on_the_same_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "PICTURES", 3)
     ode, twin = loaded("ode", Network()), loaded("twin", Network(), "twin")
-    rows, ratios = time_networks([ode, twin], {"ode": "twin"}, seconds=0)
+    steps = {network.name: TrainingStep(network) for network in (ode, twin)}
+    rows, ratios = time_networks([ode, twin], steps, {"ode": "twin"}, seconds=0)
     many = f"{MANY} of 3"
     assert [(row.name, row.role) for row in rows] == [
         *((f"{ONE}: ode", "ode"), (f"{ONE}: twin", "twin")),
         *((f"{many}: ode", "ode"), (f"{many}: twin", "twin")),
+        *((f"{STEP}: ode", "ode"), (f"{STEP}: twin", "twin")),
     ]
+    assert steps["ode"].model.seen == steps["twin"].model.seen
+    assert {tuple(batch) for batch in steps["ode"].model.seen} == {tuple(steps["ode"].model.seen[0])}
     assert ode.model.seen == twin.model.seen
     assert {tuple(batch) for batch in ode.model.seen} == {(0,), (1,), (2,), (0, 1, 2)}
     assert not ode.model.training
     assert "pictures_per_second" not in rows[0].cost
     assert rows[2].cost["pictures_per_second"] == pytest.approx(3000 / rows[2].cost["latency_ms"])
-    assert [(c.ours, c.other) for c in ratios] == [(rows[0].name, rows[1].name), (rows[2].name, rows[3].name)]
+    assert [(c.ours, c.other) for c in ratios] == [(rows[i].name, rows[i + 1].name) for i in (0, 2, 4)]
+
+
+def test_no_training_step_is_timed_unless_all_networks_have_one() -> None:
+    networks = [loaded("ode", Network()), loaded("twin", Network(), "twin")]
+    rows, _ = time_networks(networks, {"ode": TrainingStep(networks[0])}, {}, seconds=0)
+    assert {row.name.partition(": ")[0] for row in rows} == {ONE, f"{MANY} of 5"}
+
+
+def test_a_training_step_finds_the_same_gradients_again() -> None:
+    step = TrainingStep(loaded("a", Network()))
+    found = []
+    for _ in range(2):
+        step()
+        found.append([p.grad.clone() for p in step.model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert any(g.any() for g in found[0])
