@@ -13,7 +13,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from torch import nn
 
-import ode_detect.engine.task  # noqa: F401  registers backbones and heads
+import ode_detect.engine.tasks  # noqa: F401  registers backbones and heads
 from ode_detect.engine.config import load_config
 from ode_detect.ode import ODEBlock
 

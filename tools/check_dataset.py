@@ -90,7 +90,7 @@ def _sources(args: argparse.Namespace) -> tuple[CfgNode | None, list[Any], list[
     from ode_detect.detection.custom import Source, source_of
     from ode_detect.detection.errors import DatasetError
     from ode_detect.engine.config import load_config
-    from ode_detect.engine.task import get_task
+    from ode_detect.engine.tasks import get_task
 
     if args.config_file:
         cfg = load_config(args.config_file, args.overrides)

@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
     from ode_detect.engine.config import load_config
     from ode_detect.engine.export import export_backbone
     from ode_detect.engine.run import Run
-    from ode_detect.engine.task import get_task
+    from ode_detect.engine.tasks import get_task
 
     args = parse(arguments)
     cfg = load_config(args.config_file, args.overrides)

@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> None:
     from ode_detect.engine.config import load_config
     from ode_detect.engine.predict import predict
     from ode_detect.engine.run import Run
-    from ode_detect.engine.task import get_task
+    from ode_detect.engine.tasks import get_task
 
     args = parse(arguments)
     threshold = [] if args.score_threshold is None else ["TEST.SCORE_THRESHOLD", str(args.score_threshold)]

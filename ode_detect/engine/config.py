@@ -24,7 +24,7 @@ def add_ode_config(cfg: CfgNode) -> None:
     The defaults are those of a pretrained ResNet made continuous: one piece per replaced block, Euler, projected by
     relu, which gives the outputs of the ResNet.
     """
-    # What is trained: "detection".
+    # What is trained: "detection" or "classification".
     cfg.TASK = "detection"
 
     cfg.MODEL.ODE = CfgNode()
@@ -74,6 +74,34 @@ def add_ode_config(cfg: CfgNode) -> None:
     cfg.MODEL.ODE.NORM = ""
     # Activation in the field: "relu", "silu", "softplus".
     cfg.MODEL.ODE.ACTIVATION = "relu"
+    # Flows behind one another in the place of one, each with weights of its own.
+    cfg.MODEL.ODE.STACK = 1
+    # Channels of zeros that the state gets before its flow, and keeps: an augmented state (Dupont et al. 2019).
+    cfg.MODEL.ODE.EXTRA_CHANNELS = 0
+
+    # The network of build_odenet_backbone: a stem, then stages s1, s2, ... of one transition and one tail each.
+    cfg.MODEL.ODE_NET = CfgNode()
+    # "conv": a 3x3 convolution, the resolution stays. "chen": the three convolutions of Chen et al. 2018, 1/4 of it.
+    cfg.MODEL.ODE_NET.STEM = "conv"
+    # Channels of each stage; each but the first begins with a transition that halves the resolution.
+    cfg.MODEL.ODE_NET.CHANNELS = [64]
+    # Residual blocks in the tail of each stage of the twin; a flow takes their place.
+    cfg.MODEL.ODE_NET.BLOCKS = [6]
+    # Normalisation of stem, transitions and the twin's blocks: "BN", "GN", "LN". That of flows is MODEL.ODE.NORM.
+    cfg.MODEL.ODE_NET.NORM = "BN"
+
+    # The head of a classifier: pooling and a linear layer.
+    cfg.MODEL.CLASSIFIER = CfgNode()
+    cfg.MODEL.CLASSIFIER.NUM_CLASSES = 10
+    # Which feature map of the backbone; "" is the last.
+    cfg.MODEL.CLASSIFIER.IN_FEATURE = ""
+    # Normalisation and relu before the pooling, for backbones of pre-activated blocks: "BN", "GN", "LN"; "": neither.
+    cfg.MODEL.CLASSIFIER.NORM = ""
+    # Dropout before the linear layer, in [0, 1).
+    cfg.MODEL.CLASSIFIER.DROPOUT = 0.0
+    # Share of the target that is spread over all classes, in [0, 1).
+    cfg.MODEL.CLASSIFIER.LABEL_SMOOTHING = 0.0
+
     # Go on when MODEL.WEIGHTS does not fill the network: what is not in the file keeps its random start.
     cfg.MODEL.ALLOW_PARTIAL_WEIGHTS = False
     # Evaluate (--eval-only) a copy of the detector that was made faster, and compared on the first test picture.
@@ -81,6 +109,9 @@ def add_ode_config(cfg: CfgNode) -> None:
 
     # "SGD" (with MOMENTUM and NESTEROV) or "AdamW".
     cfg.SOLVER.OPTIMIZER = "SGD"
+    # Exponential moving average of the weights, which is what is evaluated and handed out: its decay for each
+    # iteration, in (0, 1), such as 0.999; 0 for none.
+    cfg.SOLVER.EMA_DECAY = 0.0
     cfg.SOLVER.DIAL = CfgNode()
     # Training for the dial: in each iteration every flow draws its steps from these for a second pass, whose features
     # learn from those of the pass at the full steps. [] trains without.
@@ -107,12 +138,28 @@ def add_ode_config(cfg: CfgNode) -> None:
     cfg.INPUT.ANY_ORIENTATION = False
     # Random brightness, contrast and saturation of a training picture: factors in [1 - x, 1 + x].
     cfg.INPUT.COLOR_JITTER = 0.0
+    # Pixels by which a training picture of a classifier is padded (by its border) before it is cropped to its size.
+    cfg.INPUT.PAD_CROP = 0
+    # Random rotation of a training picture of a classifier: at most so many degrees to each side.
+    cfg.INPUT.ROTATION = 0.0
+    # Side of a random square in a training picture of a classifier that is made grey; 0 for none.
+    cfg.INPUT.CUTOUT = 0
+    # Side in pixels to which pictures of a classifier are cropped, those of different sizes: a random part of at least
+    # 8 % of the picture in training, the middle after scaling the shorter side to 8/7 of it in testing. 0 takes
+    # pictures as they are, which then have one size.
+    cfg.INPUT.SIDE = 0
     # An object of which less than this share of its box is left after cropping is not trained on.
     cfg.INPUT.MIN_VISIBLE = 0.0
 
     # Precision, recall, F1 and the confusion matrix count detections with a score of this or more, in [0, 1]; pictures
     # show those.
     cfg.TEST.SCORE_THRESHOLD = 0.5
+
+    # Pictures of a classifier that are tested together.
+    cfg.TEST.BATCH = 250
+    # A picture counts as unlike the training pictures if its features are farther from those of all classes than this
+    # share of them is, in (0, 1).
+    cfg.TEST.FAMILIAR_SHARE = 0.99
 
     # "cpu" unless there is a GPU.
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

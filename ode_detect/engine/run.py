@@ -33,7 +33,8 @@ from .processes import from_main
 from .provenance import provenance
 from .scaling import linear_rule, scaled_to_processes
 from .stream import seed_everything
-from .task import Task, get_task
+from .task import Task
+from .tasks import get_task
 from .trainer import Trainer, build_network
 
 logger = logging.getLogger("ode_detect.engine")
@@ -296,9 +297,9 @@ def _illustrate(run: Run, model: nn.Module) -> None:
         with _dispensable("the plots of the training"):
             history = read_metrics(run.folder / "metrics.json")
             plot_losses(history, run.folder / "loss.png")
-            plot_metric(history, run.task.plotted, run.folder / "ap.png")
+            plot_metric(history, run.task.plotted, run.folder / run.task.plot_file)
     with _dispensable("the pictures with predictions"):
-        run.task.draw(run.cfg, model, first, run.folder / "detections.jpg")
+        run.task.draw(run.cfg, model, first, run.folder / run.task.sheet_file)
 
 
 @contextlib.contextmanager
@@ -324,7 +325,7 @@ def cost(run: Run, model: nn.Module, *, minutes: float | None) -> dict[str, floa
     figures: dict[str, float] = {"parameters": sum(p.numel() for p in model.parameters())}
     if minutes is not None:
         figures["train_minutes"] = round(minutes, 2)
-    batch = next(iter(run.task.test_loader(run.cfg, run.cfg.DATASETS.TEST[0])))
+    batch = next(iter(run.task.test_loader(run.cfg, run.cfg.DATASETS.TEST[0])))[:1]
     with (
         inference_context(model),
         torch.no_grad(),

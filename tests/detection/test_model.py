@@ -20,7 +20,7 @@ from ode_detect.detection.optimize import optimize_detector
 from ode_detect.engine.checkpoint import Checkpointer, CheckpointError
 from ode_detect.engine.config import ConfigError, load_config
 from ode_detect.engine.convert import convert_for_config, restore_for_config
-from ode_detect.engine.task import get_task
+from ode_detect.engine.tasks import get_task
 from ode_detect.engine.trainer import build_network
 from ode_detect.ode import ODEBlock, record_solves, solver_override
 

@@ -8,7 +8,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
 
 from ode_detect.engine.config import add_ode_config, load_config
-from ode_detect.engine.task import TASKS, get_task
+from ode_detect.engine.tasks import TASKS, get_task
 from ode_detect.ode.names import UnknownNameError
 from ode_detect.report.curves import PLOTS
 from ode_detect.report.scores import DetectionScores, score_detections

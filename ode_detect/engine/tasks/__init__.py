@@ -1,0 +1,20 @@
+"""The tasks, by the name that ``cfg.TASK`` gives."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+
+import ode_detect.backbones  # noqa: F401  registers the backbones
+from ode_detect.engine.task import Task
+from ode_detect.ode.names import check_name
+
+from .detection import DETECTION
+
+TASKS = {task.name: task for task in (DETECTION,)}
+
+
+def get_task(cfg: CfgNode) -> Task:
+    """The task that the config names, with its data sets registered."""
+    task = TASKS[check_name(cfg.TASK, TASKS, "TASK")]
+    task.register(cfg)
+    return task
