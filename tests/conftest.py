@@ -28,6 +28,23 @@ SMALL_R50 = {
 }
 
 
+# A classifier with a ResNet-20 for CIFAR.
+CIFAR_R20 = {
+    "TASK": "classification",
+    "MODEL.META_ARCHITECTURE": "Classifier",
+    "MODEL.DEVICE": "cpu",
+    "MODEL.BACKBONE.NAME": "build_ode_resnet_backbone",
+    "MODEL.BACKBONE.FREEZE_AT": "0",
+    "MODEL.RESNETS.DEPTH": "20",
+    "MODEL.RESNETS.NORM": "BN",
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": "16",
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": "16",
+    "MODEL.RESNETS.OUT_FEATURES": "['res4']",
+    "MODEL.PIXEL_MEAN": "[123.675, 116.28, 103.53]",
+    "MODEL.PIXEL_STD": "[58.395, 57.12, 57.375]",
+}
+
+
 def like_trained(model: nn.Module) -> nn.Module:
     """With statistics like those of a trained network, under which features neither vanish nor explode."""
     for name, buffer in model.named_buffers():

@@ -56,7 +56,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> None:
     """Parse, check, report, repair."""
     from ode_detect.detection.check import check, overlaps, unused
-    from ode_detect.detection.errors import DatasetError, Problem
+    from ode_detect.media.errors import DatasetError, Problem
 
     args = parse(arguments)
     cfg, sources, train, test = _sources(args)
@@ -88,9 +88,9 @@ def main(arguments: list[str]) -> None:
 def _sources(args: argparse.Namespace) -> tuple[CfgNode | None, list[Any], list[str], list[str]]:
     """The config if there is one, the data sets, and the names of those for training and for test."""
     from ode_detect.detection.custom import Source, source_of
-    from ode_detect.detection.errors import DatasetError
     from ode_detect.engine.config import load_config
     from ode_detect.engine.tasks import get_task
+    from ode_detect.media.errors import DatasetError
 
     if args.config_file:
         cfg = load_config(args.config_file, args.overrides)

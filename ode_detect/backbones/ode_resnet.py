@@ -11,41 +11,53 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
+import torch.nn.functional as F
 from detectron2.config import CfgNode
-from detectron2.layers import CNNBlockBase, ShapeSpec
+from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, ResNet
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
+from fvcore.nn import weight_init
 from torch import Tensor, nn
 
-from ode_detect.ode import Adaptive, Checkpoint, FixedStep, ODEBlock, Reversible, in_pieces
-from ode_detect.ode.fields import ACTIVATIONS, FIELDS, NORMS
-from ode_detect.ode.gradients import Gradient, make_gradient
 from ode_detect.ode.names import check_name
-from ode_detect.ode.solvers import TABLEAUS, Solver
 
-BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+from .cifar_resnet import PadShortcut
+from .flows import Tail, check_flows, make_flows
+
+# The first four are those of CIFAR: three stages, at the resolution of the picture, a half and a quarter of it.
+BLOCKS_PER_STAGE = {
+    20: (3, 3, 3),
+    32: (5, 5, 5),
+    44: (7, 7, 7),
+    56: (9, 9, 9),
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
 STAGES = ("res2", "res3", "res4", "res5")
-ROLES = ("ode", "twin", "ablation")
 
 
-class FlowBlock(CNNBlockBase):
-    """An `ODEBlock` in the place of the residual blocks that it replaces.
+class CifarStem(CNNBlockBase):
+    """The stem of the ResNets of CIFAR: conv3x3, norm, relu; the resolution stays.
 
     Args:
-        flow: (N, C, H, W) -> (N, C, H, W).
-        channels: C.
+        inputs: channels of the picture.
+        outputs: C of the output.
+        norm: as for Detectron2's blocks.
     """
 
-    def __init__(self, *, flow: ODEBlock, channels: int) -> None:
-        super().__init__(channels, channels, 1)
-        self.flow = flow
+    def __init__(self, *, inputs: int, outputs: int, norm: str) -> None:
+        super().__init__(inputs, outputs, 1)
+        self.conv1 = Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False, norm=get_norm(norm, outputs))
+        weight_init.c2_msra_fill(self.conv1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The state at the end of time, shape of ``x``."""
-        return self.flow(x)
+        """(N, inputs, H, W) -> (N, outputs, H, W)."""
+        return F.relu_(self.conv1(x))
 
 
 @dataclass(frozen=True)
@@ -63,7 +75,10 @@ class _Stage:
 
 @BACKBONE_REGISTRY.register()
 def build_ode_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
-    """Build an ODE-ResNet (18, 34, 50, 101 or 152), its twin or its ablation.
+    """Build an ODE-ResNet (18, 34, 50, 101, 152, or 20, 32, 44, 56 for CIFAR), its twin or its ablation.
+
+    Those of CIFAR have a stem of one 3x3 convolution, stages res2 to res4, and shortcuts without parameters
+    (`PadShortcut`); in the paper STEM_OUT_CHANNELS and RES2_OUT_CHANNELS are 16.
 
     Args:
         cfg: ``MODEL.RESNETS`` as for Detectron2's ResNet, and ``MODEL.ODE``.
@@ -78,10 +93,10 @@ def build_ode_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     resnet = cfg.MODEL.RESNETS
     _check(cfg)
     stages = _plan(cfg)
-    last = max([STAGES.index(name) for name in resnet.OUT_FEATURES if name in STAGES], default=len(STAGES) - 1)
-    if last < STAGES.index("res5"):
+    last = max([STAGES.index(name) for name in resnet.OUT_FEATURES if name in STAGES], default=len(stages) - 1)
+    if last < len(stages) - 1:
         _check_head(cfg)
-    stem = BasicStem(in_channels=input_shape.channels, out_channels=resnet.STEM_OUT_CHANNELS, norm=resnet.NORM)
+    stem = _stem(cfg, input_shape.channels)
     blocks = [_blocks(cfg, stage) for stage in stages[: last + 1]]
     return ResNet(stem, blocks, out_features=resnet.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
 
@@ -129,7 +144,8 @@ def build_stage(cfg: CfgNode, name: str) -> tuple[nn.Sequential, int]:
         ValueError: a value that cannot be built, with what to do.
     """
     _check(cfg)
-    stage = _plan(cfg)[STAGES.index(check_name(name, STAGES, "stage"))]
+    stages = {stage.name: stage for stage in _plan(cfg)}
+    stage = stages[check_name(name, stages, "stage")]
     return nn.Sequential(*_blocks(cfg, stage)), stage.outputs
 
 
@@ -138,7 +154,8 @@ def discrete_names(names: list[str]) -> dict[str, str]:
 
     Piece k of the flow of a stage is block k + 1 of that stage: ``res4.1.flow.field.pieces.2.conv1.weight`` is
     ``res4.3.conv1.weight``. A flow with constant weights is block 1. Knots of hat functions are named the same way, but
-    such a flow, which blends them, does not compute what the blocks do. A normalisation of another kind than that of
+    such a flow, which blends them, does not compute what the blocks do. Flows behind one another (``MODEL.ODE.STACK``)
+    have no counterpart. A normalisation of another kind than that of
     the transition (GN in the field, FrozenBN outside) has no counterpart in the ResNet: its scale is another thing.
 
     Args:
@@ -150,10 +167,11 @@ def discrete_names(names: list[str]) -> dict[str, str]:
     flow = re.compile(r"^(.*\bres[2-5]\.)1\.flow\.field\.(?:(?:pieces|knots)\.(\d+)\.)?(.*)$")
     matches = {name: flow.match(name) for name in names}
     known = set(names)
+    stacked = {m[1] for name in names if (m := re.match(r"^(.*\bres[2-5]\.)2\.flow\.", name))}
     return {
         name: f"{m[1]}{int(m[2] or 0) + 1}.{m[3]}"
         for name, m in matches.items()
-        if m and not _normalised_otherwise(name, f"{m[1]}0.conv1.norm", known)
+        if m and m[1] not in stacked and not _normalised_otherwise(name, f"{m[1]}0.conv1.norm", known)
     }
 
 
@@ -167,17 +185,15 @@ def _normalised_otherwise(name: str, transition: str, known: set[str]) -> bool:
 
 def _plan(cfg: CfgNode) -> list[_Stage]:
     resnet = cfg.MODEL.RESNETS
-    counts = BLOCKS_PER_STAGE.get(resnet.DEPTH)
-    if counts is None:
-        raise ValueError(f"MODEL.RESNETS.DEPTH is one of {', '.join(map(str, BLOCKS_PER_STAGE))}, not {resnet.DEPTH}.")
-    if resnet.DEPTH < 50 and resnet.RES2_OUT_CHANNELS != resnet.STEM_OUT_CHANNELS:
+    counts = BLOCKS_PER_STAGE[resnet.DEPTH]
+    if _is_basic(resnet.DEPTH) and resnet.RES2_OUT_CHANNELS != resnet.STEM_OUT_CHANNELS:
         raise ValueError(
             f"in a ResNet-{resnet.DEPTH} res2 has as many channels as the stem, not {resnet.RES2_OUT_CHANNELS} after "
             f"{resnet.STEM_OUT_CHANNELS}; set MODEL.RESNETS.RES2_OUT_CHANNELS {resnet.STEM_OUT_CHANNELS}."
         )
     stages, inputs, outputs = [], resnet.STEM_OUT_CHANNELS, resnet.RES2_OUT_CHANNELS
     bottleneck = resnet.NUM_GROUPS * resnet.WIDTH_PER_GROUP
-    for index, (name, count) in enumerate(zip(STAGES, counts, strict=True)):
+    for index, (name, count) in enumerate(zip(STAGES, counts, strict=False)):
         dilation = resnet.RES5_DILATION if name == "res5" else 1
         stride = 1 if index == 0 or dilation == 2 else 2
         stages.append(_Stage(name, count, stride, inputs, outputs, bottleneck, dilation))
@@ -185,17 +201,35 @@ def _plan(cfg: CfgNode) -> list[_Stage]:
     return stages
 
 
+def _is_cifar(depth: int) -> bool:
+    return len(BLOCKS_PER_STAGE[depth]) == 3
+
+
+def _is_basic(depth: int) -> bool:
+    """Whether the blocks are basic ones, and not bottlenecks."""
+    return depth < 50 or _is_cifar(depth)
+
+
 def _check(cfg: CfgNode) -> None:
     ode, resnet = cfg.MODEL.ODE, cfg.MODEL.RESNETS
-    check_name(ode.ROLE, ROLES, "MODEL.ODE.ROLE")
+    check_flows(cfg)
     for name in ode.STAGES:
         check_name(name, STAGES, "stage in MODEL.ODE.STAGES")
-    check_name(ode.ACTIVATION, ACTIVATIONS, "MODEL.ODE.ACTIVATION")
-    if ode.STEPS < 0:
+    if resnet.DEPTH not in BLOCKS_PER_STAGE:
         raise ValueError(
-            f"MODEL.ODE.STEPS must be an integer of 1 or more, or 0, not {ode.STEPS}; 0 is one step for each piece."
+            f"MODEL.RESNETS.DEPTH is one of {', '.join(map(str, sorted(BLOCKS_PER_STAGE)))}, not {resnet.DEPTH}; 18, "
+            "34, 50, 101 and 152 are for large pictures, the others for those of CIFAR."
         )
-    check_name(ode.FIELD, ["auto", *FIELDS], "MODEL.ODE.FIELD")
+    if ode.EXTRA_CHANNELS:
+        raise ValueError(
+            f"MODEL.ODE.EXTRA_CHANNELS is {ode.EXTRA_CHANNELS}, and the stages of an ODE-ResNet keep the channels of "
+            "the ResNet, whose weights it takes. Set it to 0, or MODEL.BACKBONE.NAME to build_odenet_backbone."
+        )
+    if _is_cifar(resnet.DEPTH) and "res5" in resnet.OUT_FEATURES:
+        raise ValueError(
+            f"MODEL.RESNETS.OUT_FEATURES names res5, and a ResNet-{resnet.DEPTH} ends with res4; set it to [res4], or "
+            "DEPTH to 18 or 34."
+        )
     if any(resnet.DEFORM_ON_PER_STAGE):
         raise ValueError(
             "MODEL.RESNETS.DEFORM_ON_PER_STAGE is set, and ODE-ResNets have no deformable convolutions. "
@@ -203,10 +237,10 @@ def _check(cfg: CfgNode) -> None:
         )
     if resnet.RES5_DILATION not in (1, 2):
         raise ValueError(f"MODEL.RESNETS.RES5_DILATION is 1, or 2 for DC5, not {resnet.RES5_DILATION}.")
-    if resnet.RES5_DILATION == 2 and resnet.DEPTH < 50:
+    if resnet.RES5_DILATION == 2 and _is_basic(resnet.DEPTH):
         raise ValueError(
             f"MODEL.RESNETS.RES5_DILATION 2 dilates bottleneck blocks, and a ResNet-{resnet.DEPTH} has basic ones. "
-            "Set RES5_DILATION to 1, or DEPTH to 50 or more."
+            "Set RES5_DILATION to 1, or DEPTH to 50, 101 or 152."
         )
 
 
@@ -232,6 +266,13 @@ def _pyramid(cfg: CfgNode, bottom_up: ResNet, top: nn.Module | None) -> FPN:
     )
 
 
+def _stem(cfg: CfgNode, inputs: int) -> CNNBlockBase:
+    resnet = cfg.MODEL.RESNETS
+    if _is_cifar(resnet.DEPTH):
+        return CifarStem(inputs=inputs, outputs=resnet.STEM_OUT_CHANNELS, norm=resnet.NORM)
+    return BasicStem(in_channels=inputs, out_channels=resnet.STEM_OUT_CHANNELS, norm=resnet.NORM)
+
+
 def _blocks(cfg: CfgNode, stage: _Stage) -> list[CNNBlockBase]:
     return [_residual_block(cfg, stage, first=True), *_tail(cfg, stage)]
 
@@ -239,8 +280,11 @@ def _blocks(cfg: CfgNode, stage: _Stage) -> list[CNNBlockBase]:
 def _residual_block(cfg: CfgNode, stage: _Stage, *, first: bool) -> CNNBlockBase:
     resnet = cfg.MODEL.RESNETS
     inputs, stride = (stage.inputs, stage.stride) if first else (stage.outputs, 1)
-    if resnet.DEPTH < 50:
-        return BasicBlock(inputs, stage.outputs, stride=stride, norm=resnet.NORM)
+    if _is_basic(resnet.DEPTH):
+        block = BasicBlock(inputs, stage.outputs, stride=stride, norm=resnet.NORM)
+        if _is_cifar(resnet.DEPTH) and block.shortcut is not None:
+            block.shortcut = PadShortcut(padding=(stage.outputs - inputs) // 2)
+        return block
     return BottleneckBlock(
         inputs,
         stage.outputs,
@@ -259,66 +303,18 @@ def _tail(cfg: CfgNode, stage: _Stage) -> list[CNNBlockBase]:
         return []
     if role == "twin":
         return [_residual_block(cfg, stage, first=False) for _ in range(stage.blocks - 1)]
-    return [FlowBlock(flow=_flow(cfg, stage), channels=stage.outputs)]
-
-
-def _flow(cfg: CfgNode, stage: _Stage) -> ODEBlock:
-    ode = cfg.MODEL.ODE
-    count = ode.NUM_PIECES or (1 if ode.PIECES == "constant" else stage.blocks - 1)
-    duration = ode.DURATION or None
-    return ODEBlock(
-        field=in_pieces(ode.PIECES, count, lambda: _field(cfg, stage), duration=duration),
-        solver=_solver(cfg, count),
-        gradient=_gradient(cfg),
-        duration=duration,
-        name=f"{stage.name}.flow",
+    resnet = cfg.MODEL.RESNETS
+    return make_flows(
+        cfg,
+        Tail(
+            stage=stage.name,
+            channels=stage.outputs,
+            blocks=stage.blocks - 1,
+            norm=resnet.NORM,
+            norm_key="MODEL.RESNETS.NORM",
+            field="basic" if _is_basic(resnet.DEPTH) else "bottleneck",
+            bottleneck=stage.bottleneck,
+            groups=resnet.NUM_GROUPS,
+            dilation=stage.dilation,
+        ),
     )
-
-
-def _gradient(cfg: CfgNode) -> Gradient:
-    ode = cfg.MODEL.ODE
-    if ode.GRADIENT in ("adjoint", "reversible") and ode.PROJECTION != "none":
-        raise ValueError(
-            f"MODEL.ODE.GRADIENT {ode.GRADIENT} goes backwards through the flow, which one projected by "
-            f"{ode.PROJECTION!r} does not allow; set MODEL.ODE.PROJECTION none, or GRADIENT checkpoint."
-        )
-    if ode.GRADIENT == "checkpoint":
-        return Checkpoint(every=ode.CHECKPOINT_EVERY, states=ode.CHECKPOINT_STATES or None)
-    if ode.GRADIENT == "reversible":
-        return Reversible(coupling=ode.COUPLING)
-    return make_gradient(ode.GRADIENT, ode.MEMORY_BUDGET * 2**20 if ode.GRADIENT == "auto" else None)
-
-
-def _field(cfg: CfgNode, stage: _Stage) -> nn.Module:
-    ode, resnet = cfg.MODEL.ODE, cfg.MODEL.RESNETS
-    kind = ode.FIELD if ode.FIELD != "auto" else ("basic" if resnet.DEPTH < 50 else "bottleneck")
-    norm = ode.NORM or resnet.NORM
-    if norm not in NORMS:
-        raise ValueError(
-            f"a flow cannot be normalised by {norm!r} (from {'MODEL.ODE.NORM' if ode.NORM else 'MODEL.RESNETS.NORM'}): "
-            f"its layers are evaluated at several times. Set MODEL.ODE.NORM to one of {', '.join(NORMS)}."
-        )
-    arguments: dict[str, Any] = {
-        "channels": stage.outputs,
-        "norm": norm,
-        "activation": ode.ACTIVATION,
-        "dilation": stage.dilation,
-    }
-    if kind == "bottleneck":
-        arguments |= {"bottleneck_channels": stage.bottleneck, "groups": resnet.NUM_GROUPS}
-    return FIELDS[kind](**arguments)
-
-
-def _solver(cfg: CfgNode, pieces: int) -> Solver:
-    ode = cfg.MODEL.ODE
-    if ode.METHOD in TABLEAUS:
-        return FixedStep(ode.METHOD, steps=ode.STEPS or pieces, projection=ode.PROJECTION)
-    if ode.PROJECTION != "none":
-        raise ValueError(
-            f"MODEL.ODE.PROJECTION {ode.PROJECTION!r} belongs to the steps of a fixed-step method, and "
-            f"{ode.METHOD!r} is not one. Set PROJECTION to 'none', or METHOD to one of {', '.join(TABLEAUS)}."
-        )
-    arguments: dict[str, Any] = {"rtol": ode.RTOL, "atol": ode.ATOL, "max_evaluations": ode.MAX_EVALUATIONS}
-    if ode.STEPS:
-        arguments["steps"] = ode.STEPS
-    return Adaptive(ode.METHOD, **arguments)

@@ -15,8 +15,8 @@ import pycocotools.mask
 from detectron2.structures import BoxMode
 from numpy.typing import NDArray
 
-from .errors import DatasetError, Problem
-from .images import read_size
+from ode_detect.media.errors import DatasetError, Problem
+from ode_detect.media.images import read_size
 
 Content = dict[str, Any]
 # A box may reach over the edge by rounding, in pixels, without a word.

@@ -18,10 +18,11 @@ from detectron2.data.transforms import ResizeShortestEdge
 from numpy.typing import NDArray
 from PIL import Image
 
+from ode_detect.media.errors import DatasetError, Problem
+from ode_detect.media.images import orientation, read_image
+
 from .annotations import Content, repair, usable
 from .custom import Source
-from .errors import DatasetError, Problem
-from .images import orientation, read_image
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from ode_detect.media.errors import DatasetError, Problem
 from ode_detect.ode.names import UnknownNameError, check_name
 
 from .annotations import Content, read_coco, repair, to_records
-from .errors import DatasetError, Problem, refuse
+from .errors import refuse
 from .voc import read_voc, write_voc
 
 _REQUIRED = ("NAME", "IMAGES", "ANNOTATIONS")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,22 +15,18 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_tes
 from detectron2.data.build import get_detection_dataset_dicts
 from detectron2.structures import BoxMode
 
+from ode_detect.media.errors import DatasetError, Problem, describe
+from ode_detect.media.places import datasets_root
 from ode_detect.ode.names import UnknownNameError, check_name
 
 from . import custom
 from .annotations import box_faults, box_problems
-from .errors import DatasetError, Problem, describe
 from .mapper import Mapper
 from .model import head_name
 
 logger = logging.getLogger("ode_detect.detection")
 # Data sets whose repairs were told since `register_datasets`, which every run begins with.
 _TOLD: set[str] = set()
-
-
-def datasets_root() -> Path:
-    """Where data sets are: ``$DETECTRON2_DATASETS``, or ``./datasets``."""
-    return Path(os.getenv("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
 def register_datasets(cfg: CfgNode) -> None:

@@ -21,7 +21,8 @@ from detectron2.structures import Instances
 from detectron2.utils import comm
 from pycocotools.cocoeval import COCOeval
 
-from .errors import DatasetError
+from ode_detect.media.errors import DatasetError
+
 from .matching import Matches, complete, load_detections, match
 
 logger = logging.getLogger("ode_detect.detection")

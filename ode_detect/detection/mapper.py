@@ -14,8 +14,8 @@ from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from fvcore.transforms.transform import Transform
 
-from .errors import DatasetError
-from .images import read_image
+from ode_detect.media.errors import DatasetError
+from ode_detect.media.images import read_image
 
 
 class Mapper(DatasetMapper):

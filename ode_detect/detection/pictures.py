@@ -12,8 +12,9 @@ from detectron2.evaluation.evaluator import inference_context
 from detectron2.structures import BoxMode
 from torch import nn
 
+from ode_detect.media.images import read_image
+
 from .data import test_loader
-from .images import read_image
 
 
 def detections(cfg: CfgNode, model: nn.Module, name: str, *, count: int) -> list[dict[str, Any]]:

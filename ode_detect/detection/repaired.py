@@ -12,9 +12,10 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from ode_detect.media.errors import Problem
+
 from .annotations import Content
 from .check import Checked, repeated, same_shape, stored_size
-from .errors import Problem
 
 # What a repaired copy does where reading alone does nothing, or keeps what is wrong. Anything else is left out.
 _CURES = {

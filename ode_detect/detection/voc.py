@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from .errors import DatasetError, Problem
+from ode_detect.media.errors import DatasetError, Problem
 
 
 def read_voc(

@@ -75,7 +75,8 @@ class Checkpointer(DetectionCheckpointer):
     """Detectron2's checkpointer for ODE networks.
 
     It fills flows from the residual blocks that they replace, in checkpoints of Detectron2's model zoo, MSRA's and
-    torchvision's ResNets; reads weights without running code from the file; writes a file whole or not at all.
+    torchvision's ResNets, and those of CIFAR; reads weights without running code from the file; writes a file whole or
+    not at all.
 
     Args:
         model: the model.
@@ -172,7 +173,11 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         with explained(filename):
-            return unpickle_weights(filename) if filename.endswith(".pkl") else super()._load_file(filename)
+            if filename.endswith(".pkl"):
+                return unpickle_weights(filename)
+            content = super()._load_file(filename)
+            inner = content["model"].get("state_dict")
+            return {"model": inner} if isinstance(inner, dict) else content
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         state = {name: _as_tensor(value) for name, value in checkpoint["model"].items()}
@@ -202,9 +207,9 @@ class Checkpointer(DetectionCheckpointer):
             "backbone.bottom_up." if any(n.startswith("backbone.bottom_up.") for n in coverage.sizes) else "backbone."
         )
         # The res5 that a C4 head holds comes with the backbone's weights.
-        head = [n for n in coverage.sizes if not n.startswith("backbone.") and ".res5." not in n and not _is_input(n)]
+        head = [n for n in coverage.sizes if not n.startswith("backbone.") and ".res5." not in n and not _is_extra(n)]
         whole = whole or not coverage.loaded.isdisjoint(head)
-        missing = [n for n in coverage.missing if not _is_input(n) and (whole or n.startswith(bottom) or ".res5." in n)]
+        missing = [n for n in coverage.missing if not _is_extra(n) and (whole or n.startswith(bottom) or ".res5." in n)]
         dropped = [n for n in coverage.unused if re.search(r"\bres[2-5]\.\d+\.", n)]
         if self.allow_partial or not (missing or dropped or coverage.misfits):
             return
@@ -279,7 +284,9 @@ def _folded_statistics(state: dict[str, Tensor], model: dict[str, Tensor]) -> di
 
 
 def _torchvision_name(name: str) -> str:
-    """Detectron2's name of a ResNet tensor of torchvision."""
+    """Detectron2's name of a ResNet tensor of torchvision, or of CIFAR; the last layer's is that of a `Classifier`."""
+    if name.startswith(("fc.", "linear.")):
+        return f"linear.{name.partition('.')[2]}"
     if not name.startswith("layer"):
         name = f"stem.{name}"
     name = re.sub(r"^layer(\d)", lambda m: f"res{int(m[1]) + 1}", name)
@@ -300,5 +307,6 @@ def _part(name: str) -> str:
     return ".".join(words[:3] if words[:2] == ["backbone", "bottom_up"] else words[:2]) if len(words) > 1 else "input"
 
 
-def _is_input(name: str) -> bool:
-    return name in ("pixel_mean", "pixel_std")
+def _is_extra(name: str) -> bool:
+    """Whether a file may leave a tensor out: it has a value without it, or says nothing until it is fitted."""
+    return name in ("pixel_mean", "pixel_std") or name.startswith("familiarity.")

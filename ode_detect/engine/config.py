@@ -31,10 +31,11 @@ def add_ode_config(cfg: CfgNode) -> None:
     # What stands in place of the shape-keeping blocks of STAGES: a flow ("ode"), Detectron2's residual blocks ("twin"),
     # or nothing ("ablation").
     cfg.MODEL.ODE.ROLE = "ode"
-    # Which stages: any of "res2", "res3", "res4", "res5".
+    # Which stages of a ResNet: any of "res2", "res3", "res4", "res5". In build_odenet_backbone it is all of them.
     cfg.MODEL.ODE.STAGES = ["res2", "res3", "res4", "res5"]
-    # Vector field: "basic" (two 3x3 convolutions), "bottleneck" (1x1, 3x3, 1x1), "concat" (time as an input channel),
-    # or "auto": the block of the ResNet's depth.
+    # Vector field: "basic" (two 3x3 convolutions), "bottleneck" (1x1, 3x3, 1x1), "preact" (as basic, normalisation and
+    # activation before each convolution), "concat" (as preact, with time as an input channel), or "auto": the block of
+    # the ResNet's depth; in build_odenet_backbone basic.
     cfg.MODEL.ODE.FIELD = "auto"
     # How the weights vary in time: "constant", "piecewise" (constant) or "hat" (linear between knots).
     cfg.MODEL.ODE.PIECES = "piecewise"
@@ -70,13 +71,15 @@ def add_ode_config(cfg: CfgNode) -> None:
     cfg.MODEL.ODE.COUPLING = 0.99
     # auto: what each flow may hold for its backward pass, in MiB.
     cfg.MODEL.ODE.MEMORY_BUDGET = 512
-    # Normalisation in the field: "GN", "LN", "FrozenBN" (pretrained weights only), "none"; "": MODEL.RESNETS.NORM.
+    # Normalisation in the field: "GN", "LN", "FrozenBN" (pretrained weights only), "none"; "BN" with PIECES piecewise,
+    # whose statistics are those of the steps of the training; "": MODEL.RESNETS.NORM, or MODEL.ODE_NET.NORM.
     cfg.MODEL.ODE.NORM = ""
     # Activation in the field: "relu", "silu", "softplus".
     cfg.MODEL.ODE.ACTIVATION = "relu"
     # Flows behind one another in the place of one, each with weights of its own.
     cfg.MODEL.ODE.STACK = 1
-    # Channels of zeros that the state gets before its flow, and keeps: an augmented state (Dupont et al. 2019).
+    # Channels of zeros that the state gets before its flow, and keeps: an augmented state (Dupont et al. 2019). Not for
+    # ResNets, whose weights have other shapes.
     cfg.MODEL.ODE.EXTRA_CHANNELS = 0
 
     # The network of build_odenet_backbone: a stem, then stages s1, s2, ... of one transition and one tail each.
@@ -90,8 +93,16 @@ def add_ode_config(cfg: CfgNode) -> None:
     # Normalisation of stem, transitions and the twin's blocks: "BN", "GN", "LN". That of flows is MODEL.ODE.NORM.
     cfg.MODEL.ODE_NET.NORM = "BN"
 
+    # The network of build_mlp_backbone: one hidden layer on all pixels.
+    cfg.MODEL.MLP = CfgNode()
+    # Height and width of the pictures in pixels.
+    cfg.MODEL.MLP.SIZE = 28
+    # Units of the hidden layer.
+    cfg.MODEL.MLP.HIDDEN = 300
+
     # The head of a classifier: pooling and a linear layer.
     cfg.MODEL.CLASSIFIER = CfgNode()
+    # Number of classes.
     cfg.MODEL.CLASSIFIER.NUM_CLASSES = 10
     # Which feature map of the backbone; "" is the last.
     cfg.MODEL.CLASSIFIER.IN_FEATURE = ""
@@ -104,6 +115,9 @@ def add_ode_config(cfg: CfgNode) -> None:
 
     # Go on when MODEL.WEIGHTS does not fill the network: what is not in the file keeps its random start.
     cfg.MODEL.ALLOW_PARTIAL_WEIGHTS = False
+    # Keep the network, and what goes through it, in the memory format channels_last: convolutions are faster, GN on a
+    # CPU many times slower, so for networks with BN or FrozenBN.
+    cfg.MODEL.CHANNELS_LAST = False
     # Evaluate (--eval-only) a copy of the detector that was made faster, and compared on the first test picture.
     cfg.MODEL.OPTIMIZE_FOR_INFERENCE = False
 
@@ -127,8 +141,12 @@ def add_ode_config(cfg: CfgNode) -> None:
 
     # One's own data sets: [{NAME: my_train, IMAGES: path/to/images, ANNOTATIONS: path/to/train.json}] for COCO JSON.
     # VOC XML: ANNOTATIONS is the folder of the XML files, SPLIT (optional) a file with one id per line, CLASSES
-    # (optional) the names in order. EVALUATOR (optional): "coco", "voc" (AP as since 2010) or "voc2007".
+    # (optional) the names in order. EVALUATOR (optional): "coco", "voc" (AP as since 2010) or "voc2007". For a
+    # classifier: [{NAME: my_train, IMAGES: folder}], with a folder of pictures for each class.
     cfg.DATASETS.CUSTOM = []
+    # Share of the training pictures that a classifier is not trained on: they tell what is like the training pictures
+    # and new all the same (TEST.FAMILIAR_SHARE).
+    cfg.DATASETS.HELD_OUT = 0.02
     # Leave pictures without an object out of training. Detectron2's default is True; here they are kept as negatives.
     cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
 
@@ -144,10 +162,11 @@ def add_ode_config(cfg: CfgNode) -> None:
     cfg.INPUT.ROTATION = 0.0
     # Side of a random square in a training picture of a classifier that is made grey; 0 for none.
     cfg.INPUT.CUTOUT = 0
-    # Side in pixels to which pictures of a classifier are cropped, those of different sizes: a random part of at least
-    # 8 % of the picture in training, the middle after scaling the shorter side to 8/7 of it in testing. 0 takes
-    # pictures as they are, which then have one size.
+    # Side in pixels of the pictures that a classifier gets. Those of another size are cropped: a random part of at
+    # least 8 % of the picture in training, the middle in testing. 0 takes pictures as they are, which have one size.
     cfg.INPUT.SIDE = 0
+    # Share of the shorter side of a picture that its middle has in testing, in (0, 1]: 0.875 is usual for ImageNet.
+    cfg.INPUT.CENTER_SHARE = 1.0
     # An object of which less than this share of its box is left after cropping is not trained on.
     cfg.INPUT.MIN_VISIBLE = 0.0
 
@@ -158,7 +177,7 @@ def add_ode_config(cfg: CfgNode) -> None:
     # Pictures of a classifier that are tested together.
     cfg.TEST.BATCH = 250
     # A picture counts as unlike the training pictures if its features are farther from those of all classes than this
-    # share of them is, in (0, 1).
+    # share of the held-out pictures is, in (0, 1).
     cfg.TEST.FAMILIAR_SHARE = 0.99
 
     # "cpu" unless there is a GPU.

@@ -15,6 +15,7 @@ import torchvision
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
+import ode_detect.engine.tasks  # noqa: F401  registers what configs name
 from ode_detect.backbones import build_cifar_resnet, discrete_names
 from ode_detect.ode import Certificate, ConversionError, ODEBlock, PiecewiseConstant, to_ode, to_resnet
 from ode_detect.ode.certificate import ConvertedRun, Differences, Observation, Pairing, compare
@@ -161,7 +162,7 @@ def convert_for_config(path: str, cfg: CfgNode, folder: str | Path) -> Certifica
         # What has no counterpart in the twin, such as a normalisation of another kind, fails the comparison below.
         if name not in coverage.loaded and discrete.get(name, name) in discrete_state:
             tensor.copy_(discrete_state[discrete.get(name, name)])
-    certificate = _certify_twins(twin, ode_model, discrete)
+    certificate = _certify_twins(twin, ode_model, discrete, channels=len(cfg.MODEL.PIXEL_MEAN))
     if not certificate.lossless:
         raise ConversionError(
             f"the flows of the config do not compute what its twin does: {certificate.differences}. Leave "
@@ -301,10 +302,11 @@ def _load_ode(path: str | Path) -> tuple[nn.Module, list[str]]:
 
 def _network(cfg: CfgNode, role: str) -> nn.Module:
     ode = cfg.MODEL.ODE
-    if ode.PIECES != "piecewise" or ode.NUM_PIECES or ode.DURATION:
+    if ode.PIECES != "piecewise" or ode.NUM_PIECES or ode.DURATION or ode.STACK != 1:
         raise ConversionError(
             f"the flows of the config have MODEL.ODE.PIECES {ode.PIECES}, NUM_PIECES {ode.NUM_PIECES}, DURATION "
-            f"{ode.DURATION}, and only one piece for each block is a run of blocks: PIECES piecewise, the others 0."
+            f"{ode.DURATION}, STACK {ode.STACK}, and only one piece for each block is a run of blocks: PIECES "
+            "piecewise, NUM_PIECES and DURATION 0, STACK 1."
         )
     cfg = copy.deepcopy(cfg)
     cfg.defrost()
@@ -315,7 +317,7 @@ def _network(cfg: CfgNode, role: str) -> nn.Module:
     return build_network(cfg)
 
 
-def _certify_twins(twin: nn.Module, ode_model: nn.Module, discrete: Mapping[str, str]) -> Certificate:
+def _certify_twins(twin: nn.Module, ode_model: nn.Module, discrete: Mapping[str, str], *, channels: int) -> Certificate:
     runs = []
     for name, flow in ode_model.named_modules():
         if isinstance(flow, ODEBlock) and isinstance(flow.field, PiecewiseConstant):
@@ -324,7 +326,7 @@ def _certify_twins(twin: nn.Module, ode_model: nn.Module, discrete: Mapping[str,
             size = sum(p.numel() for p in flow.parameters())
             runs.append(ConvertedRun(name, blocks, len(blocks), size, "relu"))
     generator = torch.Generator().manual_seed(0)
-    picture = torch.rand(3, _SIDE, _SIDE, generator=generator) * 255
+    picture = torch.rand(channels, _SIDE, _SIDE, generator=generator) * 255
     paired = Pairing(dict(discrete), {run.flow: run.blocks[-1] for run in runs})
     examples: list[tuple[Any, Any, Any, Pairing, bool]] = [
         (twin, ode_model, [{"image": picture, "height": _SIDE, "width": _SIDE}], paired, False),

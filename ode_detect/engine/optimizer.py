@@ -1,11 +1,14 @@
-"""Optimizers by name."""
+"""Optimizers and schedules of the learning rate by name."""
 
 from __future__ import annotations
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.solver import LRMultiplier, WarmupParamScheduler
+from detectron2.solver import build_lr_scheduler as build_detectron2s
 from detectron2.solver import build_optimizer as build_sgd
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from fvcore.common.param_scheduler import CosineParamScheduler
 from torch import nn
 
 from ode_detect.ode.names import check_name
@@ -24,3 +27,24 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     )
     optimizer = torch.optim.AdamW(parameters, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY)
     return maybe_add_gradient_clipping(cfg, optimizer)
+
+
+SCHEDULERS = ("OneCycleLR", "WarmupCosineLR", "WarmupMultiStepLR", "WarmupStepWithFixedGammaLR")
+
+
+def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    """The schedule of ``SOLVER.LR_SCHEDULER_NAME``, for the rates that the optimizer has.
+
+    OneCycleLR rises linearly from ``WARMUP_FACTOR`` to 1 in ``WARMUP_ITERS`` iterations, and falls as half a cosine
+    that begins there to 0 at ``MAX_ITER``. The others are Detectron2's.
+    """
+    name = check_name(cfg.SOLVER.LR_SCHEDULER_NAME, SCHEDULERS, "SOLVER.LR_SCHEDULER_NAME")
+    if name != "OneCycleLR":
+        return build_detectron2s(cfg, optimizer)
+    last = cfg.SOLVER.MAX_ITER
+    # A run that is shorter than its warm-up only rises; the cosine needs one iteration to be defined.
+    rise = min(cfg.SOLVER.WARMUP_ITERS, last - 1) / last
+    cycle = WarmupParamScheduler(
+        CosineParamScheduler(1.0, 0.0), cfg.SOLVER.WARMUP_FACTOR, rise, "linear", rescale_interval=True
+    )
+    return LRMultiplier(optimizer, multiplier=cycle, max_iter=last)

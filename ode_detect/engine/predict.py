@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from ode_detect.detection.images import read_image
 from ode_detect.media import Input, VideoError, VideoReader, VideoWriter, find_inputs
+from ode_detect.media.images import read_image
 from ode_detect.ode import Adaptive, SolveError
 from ode_detect.ode.dial import flows_of
 from ode_detect.report.files import whole
@@ -284,6 +284,8 @@ def _pictures(folder: Path, items: dict[str, Input], network: Network, kept: Pre
                     "drawn": path.relative_to(folder).as_posix(),
                 }
                 kept.add(key, entry, predictor.records(output))
+                if words := predictor.words(output):
+                    _say(f"{item.path}: {words}")
             bar.update()
 
 

@@ -299,7 +299,8 @@ def _illustrate(run: Run, model: nn.Module) -> None:
             plot_losses(history, run.folder / "loss.png")
             plot_metric(history, run.task.plotted, run.folder / run.task.plot_file)
     with _dispensable("the pictures with predictions"):
-        run.task.draw(run.cfg, model, first, run.folder / run.task.sheet_file)
+        folder = run.folder / "inference" / first
+        run.task.draw(run.cfg, model, first, folder, run.folder / run.task.sheet_file)
 
 
 @contextlib.contextmanager
@@ -392,7 +393,9 @@ def _changes(cfg: CfgNode, begun: Path) -> list[str]:
 
 
 def _check_frozen(cfg: CfgNode) -> None:
-    norms = {"MODEL.RESNETS.NORM": cfg.MODEL.RESNETS.NORM, "MODEL.ODE.NORM": cfg.MODEL.ODE.NORM}
+    norms = {"MODEL.ODE.NORM": cfg.MODEL.ODE.NORM}
+    if "resnet" in cfg.MODEL.BACKBONE.NAME:
+        norms = {"MODEL.RESNETS.NORM": cfg.MODEL.RESNETS.NORM, **norms}
     frozen = [key for key, norm in norms.items() if norm == "FrozenBN"]
     if frozen and not cfg.MODEL.WEIGHTS:
         raise ConfigError(
@@ -402,8 +405,9 @@ def _check_frozen(cfg: CfgNode) -> None:
 
 
 def _check_norm(cfg: CfgNode, world: int) -> list[str]:
-    keys = ("MODEL.RESNETS.NORM", "MODEL.FPN.NORM", "MODEL.ODE.NORM", "MODEL.ROI_BOX_HEAD.NORM")
-    norms = {key: flat(cfg)[key] for key in keys}
+    resnet = "resnet" in cfg.MODEL.BACKBONE.NAME
+    keys = ["MODEL.RESNETS.NORM" if resnet else "MODEL.ODE_NET.NORM", "MODEL.FPN.NORM", "MODEL.ODE.NORM"]
+    norms = {key: flat(cfg)[key] for key in [*keys, "MODEL.ROI_BOX_HEAD.NORM"]}
     synchronised = [key for key, norm in norms.items() if norm in ("SyncBN", "nnSyncBN", "naiveSyncBN")]
     if world > 1 and synchronised and cfg.MODEL.DEVICE == "cpu":
         raise ConfigError(

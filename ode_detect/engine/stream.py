@@ -83,8 +83,10 @@ class BatchStream(Sampler[list[Draw]]):
 class _Examples(Dataset[Any]):
     """Pictures by draw, each augmented with randomness of its own."""
 
-    def __init__(self, dicts: list[dict[str, Any]], mapper: Callable[[dict[str, Any]], Any], seed: int) -> None:
-        self.dicts, self.mapper, self.seed = dicts, mapper, seed
+    def __init__(
+        self, dicts: list[dict[str, Any]], mapper: Callable[[dict[str, Any]], Any], seed: int, batch: int
+    ) -> None:
+        self.dicts, self.mapper, self.seed, self.batch = dicts, mapper, seed, batch
 
     def __len__(self) -> int:
         return len(self.dicts)
@@ -93,11 +95,24 @@ class _Examples(Dataset[Any]):
         index, position = draw
         # Only the processor's states: a worker process must not touch the GPU.
         with random_state_kept():
-            seed = int(np.random.SeedSequence([self.seed, position]).generate_state(1)[0])
+            seed = _derived(self.seed, position)
             random.seed(seed)
             np.random.seed(seed)
             torch.default_generator.manual_seed(seed)
             return self.mapper(self.dicts[index])
+
+    def __getitems__(self, draws: list[Draw]) -> list[Any]:
+        """What the loader calls for a batch, or this process's share of it."""
+        map_batch = getattr(self.mapper, "map_batch", None)
+        if map_batch is None:
+            return [self[draw] for draw in draws]
+        generator = torch.Generator().manual_seed(_derived(self.seed, draws[0][1] // self.batch))
+        rows = [position % self.batch for _, position in draws]
+        return list(map_batch([self.dicts[index] for index, _ in draws], rows, self.batch, generator))
+
+
+def _derived(seed: int, number: int) -> int:
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
 def build_stream(
@@ -114,17 +129,22 @@ def build_stream(
 
     Args:
         dicts: one for each picture; ``width`` and ``height`` are read if ``group_by_shape``.
-        mapper: makes a training example of a dict; may draw from ``random``, numpy and torch.
+        mapper: makes a training example of a dict; may draw from ``random``, numpy and torch. If it has
+            ``map_batch(dicts, rows, total, generator)``, that makes the examples of a batch, or of a process's share
+            of it: rows are their places among its total, and what is drawn for one comes from the generator, whichever
+            the other rows.
         batch: pictures in a batch, over all processes.
         seed: of order and augmentation.
         start: the iteration at which to begin.
-        group_by_shape: batches of either wide or high pictures, which wastes less padding.
+        group_by_shape: batches of either wide or high pictures, which wastes less padding. Nothing to a mapper of
+            batches, whose pictures have one shape.
         workers: processes that load.
 
     Returns:
         An endless iterable of lists of examples.
     """
-    wide = [d["width"] > d["height"] for d in dicts] if group_by_shape else None
+    grouped = group_by_shape and not hasattr(mapper, "map_batch")
+    wide = [d["width"] > d["height"] for d in dicts] if grouped else None
     stream = BatchStream(
         size=len(dicts),
         batch=batch,
@@ -135,7 +155,7 @@ def build_stream(
         world=comm.get_world_size(),
     )
     return DataLoader(
-        _Examples(dicts, mapper, seed),
+        _Examples(dicts, mapper, seed, batch),
         batch_sampler=stream,
         num_workers=workers,
         collate_fn=list,

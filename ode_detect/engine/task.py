@@ -19,6 +19,15 @@ from ode_detect.report.plots import Curve
 Example = dict[str, Any]
 
 
+def _nothing_more(cfg: CfgNode, model: nn.Module) -> None:
+    """Most models are finished when they are trained."""
+
+
+def _nothing_to_say(output: Any) -> str:
+    """Most predictions are pictures."""
+    return ""
+
+
 @dataclass(frozen=True)
 class Predictor:
     """How a task predicts on pictures that belong to no data set; a picture is RGB, uint8, (H, W, 3).
@@ -28,12 +37,14 @@ class Predictor:
         example: a picture -> what the network takes for it; the tensor is in "image".
         records: the network's output for it -> records of the file of predictions.
         draw: the picture and the output -> a picture with the prediction, of a size that depends on the picture's only.
+        words: the output -> the prediction in a line for the terminal; "" if a line does not hold it.
     """
 
     categories: Sequence[dict[str, Any]]
     example: Callable[[NDArray[np.uint8]], Example]
     records: Callable[[Any], list[dict[str, Any]]]
     draw: Callable[[NDArray[np.uint8], Any], NDArray[np.uint8]]
+    words: Callable[[Any], str] = _nothing_to_say
 
 
 @dataclass(frozen=True)
@@ -58,11 +69,14 @@ class Task:
         table: what the evaluator wrote into the folder of a data set, as a table for the terminal; "" if nothing.
         plot: draws plots of it into that folder.
         curves: the curves of it that pages of several runs lay over one another.
-        draw: draws predictions for a data set into a file.
+        draw: draws predictions for a data set, whose evaluation is in a folder, into a file.
         examples: draws the first so many pictures of a data set one by one, to be laid beside those of other networks.
         optimize: a trained model and a batch -> a copy that is faster, and what was done; ValueError if it cannot.
         categories: ids and names of the classes by the data sets of a config, in the network's order; [] if unknown.
         predictor: for a config and categories ([]: unknown).
+        finish: completes a model in the last iteration, before it is evaluated and written: it may change buffers in
+            place. All processes call it alike, with the weights that are handed out, in evaluation mode, without
+            gradients.
     """
 
     name: str
@@ -82,8 +96,9 @@ class Task:
     table: Callable[[Path], str]
     plot: Callable[[Path], None]
     curves: Callable[[Path], Sequence[Curve]]
-    draw: Callable[[CfgNode, nn.Module, str, Path], None]
+    draw: Callable[[CfgNode, nn.Module, str, Path, Path], None]
     examples: Callable[[CfgNode, nn.Module, str, int], Examples]
     optimize: Callable[[nn.Module, list[Example]], tuple[nn.Module, object]]
     categories: Callable[[CfgNode], list[dict[str, Any]]]
     predictor: Callable[[CfgNode, Sequence[dict[str, Any]]], Predictor]
+    finish: Callable[[CfgNode, nn.Module], None] = _nothing_more

@@ -20,7 +20,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase, SimpleTrainer, hooks
 from detectron2.modeling import build_model
-from detectron2.solver import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
 from torch import Tensor, nn
@@ -29,9 +28,10 @@ from torch.utils.data import DataLoader
 from ode_detect.ode import SolveRecord, record_solves
 from ode_detect.ode.dial import set_solvers
 
+from .averaging import HandedOut
 from .checkpoint import Checkpointer, CheckpointError
 from .config import ConfigError, flow_settings, tolerances
-from .optimizer import build_optimizer
+from .optimizer import build_optimizer, build_scheduler
 from .processes import agreed, average_gradients, averaged, broadcast_state, data_parallel, from_main
 from .sampling import drawn_by_picture, seed_iteration, shared_generator
 from .second_pass import make_second_pass
@@ -62,8 +62,9 @@ class Trainer(SimpleTrainer):
         model = build_network(cfg)
         with config_errors():
             optimizer = build_optimizer(cfg, model)
-            self.scheduler = build_lr_scheduler(cfg, optimizer)
+            self.scheduler = build_scheduler(cfg, optimizer)
             self._second = make_second_pass(cfg, model)
+            handed_out = HandedOut(model, decay=cfg.SOLVER.EMA_DECAY, finish=partial(task.finish, cfg))
         self._cfg, self._task = cfg, task
         # A second backward pass would come after the gradients of the first have been averaged.
         parallel = model if self._second else data_parallel(cfg, model)
@@ -81,7 +82,7 @@ class Trainer(SimpleTrainer):
         self.seconds = 0.0
         self.last_results: dict[str, Any] = {}
         self._loaded = False
-        self.register_hooks(self._hooks_for(model, evaluate))
+        self.register_hooks(self._hooks_for(handed_out, evaluate))
 
     def resume_or_load(self, *, resume: bool) -> None:
         """Go on from the run folder's last checkpoint, or begin with ``MODEL.WEIGHTS``."""
@@ -103,8 +104,25 @@ class Trainer(SimpleTrainer):
 
     def train(self) -> None:
         """Train to the last iteration."""
-        self.data_loader = self._stream()
+        self.data_loader = self.stream()
         super().train(self.start_iter, self.max_iter)
+
+    def stream(self) -> DataLoader[list[Any]]:
+        """The batches from the first iteration on that is left."""
+        cfg = self._cfg
+        dicts, mapper = self._task.train_data(cfg)
+        # Whoever uses the weights may not have the data that name the classes.
+        self.checkpointer.notes["categories"] = self._task.categories(cfg)
+        with config_errors():
+            return build_stream(
+                dicts,
+                mapper,
+                batch=cfg.SOLVER.IMS_PER_BATCH,
+                seed=cfg.SEED,
+                start=self.start_iter,
+                group_by_shape=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+                workers=cfg.DATALOADER.NUM_WORKERS,
+            )
 
     def run_step(self) -> None:
         """One iteration: batch, losses (with ``SOLVER.DIAL``, of two passes), gradients, update."""
@@ -162,41 +180,27 @@ class Trainer(SimpleTrainer):
     def _add_gradients(self, loss: Tensor) -> None:
         self._scaler.scale(loss).backward()
 
-    def _stream(self) -> DataLoader[list[Any]]:
-        cfg = self._cfg
-        dicts, mapper = self._task.train_data(cfg)
-        # Whoever uses the weights may not have the data that name the classes.
-        self.checkpointer.notes["categories"] = self._task.categories(cfg)
-        with config_errors():
-            return build_stream(
-                dicts,
-                mapper,
-                batch=cfg.SOLVER.IMS_PER_BATCH,
-                seed=cfg.SEED,
-                start=self.start_iter,
-                group_by_shape=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-                workers=cfg.DATALOADER.NUM_WORKERS,
-            )
-
-    def _hooks_for(self, model: nn.Module, evaluate: Callable[[nn.Module], dict[str, Any]]) -> list[HookBase]:
-        cfg, period = self._cfg, self._cfg.TEST.EVAL_PERIOD
+    def _hooks_for(self, handed_out: HandedOut, evaluate: Callable[[nn.Module], dict[str, Any]]) -> list[HookBase]:
+        cfg, model, period = self._cfg, self._network, self._cfg.TEST.EVAL_PERIOD
 
         def evaluate_kept() -> dict[str, Any]:
             if self.iter + 1 == self.max_iter:
                 return {}  # The last iteration failed; others may be waiting for this process elsewhere.
-            broadcast_state(model)  # The statistics of BatchNorm are those of each process.
-            self.last_results = evaluate(model)
+            with handed_out.in_place():
+                broadcast_state(model)  # The statistics of BatchNorm are those of each process.
+                self.last_results = evaluate(model)
             return self.last_results
 
         chosen: list[HookBase] = [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
             RecordSolves(model),
+            handed_out,
             hooks.EvalHook(period, evaluate_kept),
         ]
         if comm.is_main_process():
             chosen += [
-                BestCheckpointer(period, self.checkpointer, self._task.metric, mode=self._task.better),
+                BestCheckpointer(handed_out, period, self.checkpointer, self._task.metric, mode=self._task.better),
                 hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_to_keep=2),
                 LogWriter(cfg),
             ]
@@ -239,7 +243,15 @@ class RecordSolves(HookBase):
 
 
 class BestCheckpointer(hooks.BestCheckpointer):
-    """Detectron2's, which remembers the best score across a resume."""
+    """Detectron2's, which saves what is handed out, and remembers the best score across a resume."""
+
+    def __init__(self, handed_out: HandedOut, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self._handed_out = handed_out
+
+    def _best_checking(self) -> None:
+        with self._handed_out.in_place():
+            super()._best_checking()
 
     def state_dict(self) -> dict[str, Any]:
         """The best score and its iteration."""
@@ -359,7 +371,9 @@ def build_network(cfg: CfgNode) -> nn.Module:
         raise ConfigError(f"MODEL.DEVICE is {cfg.MODEL.DEVICE!r} and torch sees no GPU; set MODEL.DEVICE cpu.")
     steps, methods = flow_settings(cfg)
     with config_errors():
-        model = build_model(cfg)
+        model: nn.Module = build_model(cfg)
+        if cfg.MODEL.CHANNELS_LAST:
+            model.to(memory_format=torch.channels_last)
         if cfg.MODEL.ODE.FLOWS and cfg.MODEL.ODE.ROLE == "ode":
             set_solvers(model, steps=steps, method=methods, **tolerances(cfg))
         return model

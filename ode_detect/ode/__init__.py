@@ -9,7 +9,7 @@ from .diffeq import adaptive_methods
 from .distillation import distil
 from .errors import NonFiniteStateError, SolveError, StepUnderflowError, TooManyEvaluationsError
 from .export import Exported, ExportError, export_model
-from .fields import BasicField, BottleneckField, ConcatConvField, FrozenBatchNorm2d
+from .fields import BasicField, BottleneckField, ConcatConvField, FrozenBatchNorm2d, PreactField
 from .gradients import Adjoint, Auto, Backprop, Checkpoint, Reversible
 from .optimize import Optimization, OptimizationError, optimize_for_inference
 from .pieces import HatFunctions, PiecewiseConstant, in_pieces
@@ -42,6 +42,7 @@ __all__ = [
     "Optimization",
     "OptimizationError",
     "PiecewiseConstant",
+    "PreactField",
     "ProjectionReport",
     "ResidualBranch",
     "Reversible",

@@ -62,12 +62,20 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "silu": F.
 
 
 class _Conv(nn.Conv2d):
-    """Convolution, then its normalisation in ``self.norm``; a bias only where the normalisation brings none."""
+    """Convolution, then its normalisation in ``self.norm``; unless told, a bias only where that brings none."""
 
     def __init__(
-        self, inputs: int, outputs: int, kernel: int, *, norm: Norm, groups: int = 1, dilation: int = 1
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        *,
+        norm: Norm,
+        groups: int = 1,
+        dilation: int = 1,
+        bias: bool | None = None,
     ) -> None:
-        padding, bias = kernel // 2 * dilation, norm == "none"
+        padding, bias = kernel // 2 * dilation, norm == "none" if bias is None else bias
         super().__init__(inputs, outputs, kernel, padding=padding, bias=bias, groups=groups, dilation=dilation)
         self.norm = make_norm(norm, outputs)
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
@@ -145,8 +153,35 @@ class BottleneckField(nn.Module):
         return self.conv3(self.activation(self.conv2(self.activation(self.conv1(h)))))
 
 
+class PreactField(nn.Module):
+    """The residual branch of a pre-activated block: norm, activation, conv3x3, norm, activation, conv3x3.
+
+    Args:
+        channels: C of the state, shape (N, C, H, W).
+        norm: as in `BasicField`.
+        activation: as in `BasicField`.
+        dilation: as in `BasicField`.
+
+    Source: He et al. 2016, "Identity Mappings in Deep Residual Networks", fig. 1 (b).
+    """
+
+    def __init__(self, *, channels: int, norm: Norm = "GN", activation: str = "relu", dilation: int = 1) -> None:
+        super().__init__()
+        self.activation = _activation(activation)
+        self.norm = make_norm(norm, channels)
+        self.conv1 = _Conv(channels, channels, 3, norm=norm, dilation=dilation)
+        self.conv2 = _Conv(channels, channels, 3, norm="none", dilation=dilation, bias=norm == "none")
+        self.conv2.start_at_zero()
+
+    def forward(self, t: float | Tensor, h: Tensor) -> Tensor:
+        """dh/dt, shape of ``h``; it does not depend on ``t``."""
+        return self.conv2(self.activation(self.conv1(self.activation(self.norm(h)))))
+
+
 class ConcatConvField(nn.Module):
     """Norm, activation, conv3x3(t, h), norm, activation, conv3x3(t, h), norm: time is one more input channel.
+
+    The convolutions have biases, which a normalisation of groups of channels does not take away.
 
     Args:
         channels: C of the state, shape (N, C, H, W).
@@ -161,8 +196,8 @@ class ConcatConvField(nn.Module):
         super().__init__()
         self.activation = _activation(activation)
         self.norm = make_norm(norm, channels)
-        self.conv1 = _Conv(channels + 1, channels, 3, norm=norm, dilation=dilation)
-        self.conv2 = _Conv(channels + 1, channels, 3, norm=norm, dilation=dilation)
+        self.conv1 = _Conv(channels + 1, channels, 3, norm=norm, dilation=dilation, bias=True)
+        self.conv2 = _Conv(channels + 1, channels, 3, norm=norm, dilation=dilation, bias=True)
         self.conv2.start_at_zero()
 
     def forward(self, t: float | Tensor, h: Tensor) -> Tensor:
@@ -175,7 +210,10 @@ FIELDS: dict[str, Callable[..., nn.Module]] = {
     "basic": BasicField,
     "bottleneck": BottleneckField,
     "concat": ConcatConvField,
+    "preact": PreactField,
 }
+# Fields that begin with normalisation and activation: what gives them their state ends in neither.
+PREACTIVATED = ("concat", "preact")
 
 
 def make_norm(norm: Norm, channels: int) -> nn.Module:

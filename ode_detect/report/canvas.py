@@ -103,6 +103,16 @@ def measure(text: str, size: float, *, bold: bool = False) -> float:
     return _font(int(size), bold).getlength(_one_line(text))
 
 
+def shortened(text: str, size: float, room: float, *, bold: bool = False) -> str:
+    """The text, or as much of its beginning as fits into a width in pixels, with dots for the rest."""
+    if measure(text, size, bold=bold) <= room:
+        return text
+    kept = len(text)
+    while kept and measure(f"{text[:kept].rstrip()}…", size, bold=bold) > room:
+        kept -= 1
+    return f"{text[:kept].rstrip()}…"
+
+
 def _strips(outer: tuple[int, int, int, int], thick: int) -> Iterator[tuple[int, int, int, int]]:
     """The four sides of a frame; they don't overlap, so that a translucent one has no dark corners."""
     x0, y0, x1, y1 = outer

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ode_detect.report.results import COSTS, ROLE_WORDS, heading, ordered, short
-from ode_detect.report.rows import FRACTIONS, Row, is_fraction
+from ode_detect.report.rows import FRACTIONS, Row, is_fraction, shown_as
 
 _GROUPS = {
     "Size and work": ("parameters", "backbone_parameters", "macs", "evaluations", "backward_evaluations"),
@@ -192,8 +192,9 @@ def spread(first: Sequence[float], second: Sequence[float]) -> float | None:
 
 def title(quantity: str) -> str:
     """What a metric or a cost is called, with its unit and an arrow in the direction of better."""
-    less = quantity == "error" or (quantity in COSTS and quantity != "pictures_per_second")
-    more = quantity == "pictures_per_second" or is_fraction(quantity)
+    less = quantity in ("error", "ece", "nll") or (quantity in COSTS and quantity != "pictures_per_second")
+    # Of the test set's own pictures neither more nor fewer should be unfamiliar than were meant to be.
+    more = quantity == "pictures_per_second" or (is_fraction(quantity) and quantity != "unfamiliar")
     # The arrow stays in the line of its word.
     return heading(quantity) + ("\u00a0↓" if less else "\u00a0↑" if more else "")
 
@@ -223,10 +224,10 @@ def _partial(network: Network, quantity: str, values: Sequence[float]) -> bool:
 
 
 def _mean(values: Sequence[float], quantity: str) -> str:
-    if is_fraction(quantity) or quantity not in COSTS:
-        percent, form = (100, ".1f") if is_fraction(quantity) else (1, ".3f")
-        text = f"{percent * statistics.fmean(values):{form}}"
-        return f"{text} ± {percent * statistics.stdev(values):{form}}" if len(values) > 1 else text
+    if quantity not in COSTS:
+        factor, form = shown_as(quantity)
+        text = f"{factor * statistics.fmean(values):{form}}"
+        return f"{text} ± {factor * statistics.stdev(values):{form}}" if len(values) > 1 else text
     factor = COSTS[quantity][1]
     text = short(factor * statistics.fmean(values))
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
@@ -250,7 +251,7 @@ def _against(compared: Compared, network: Network, quantity: str) -> Cell:
 
 
 def _difference(ours: Sequence[float], theirs: Sequence[float], quantity: str) -> tuple[str, str]:
-    factor, form = (100, ".1f") if is_fraction(quantity) else (1, ".3f")
+    factor, form = shown_as(quantity)
     difference = statistics.fmean(ours) - statistics.fmean(theirs)
     text = f"{factor * difference:+{form}}".replace("-", "−")
     strays = spread(ours, theirs)

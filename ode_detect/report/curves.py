@@ -10,15 +10,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ode_detect.report.confusion import draw_confusion, short_name
 from ode_detect.report.plots import COLOURS, DPI, INK, Curve, save_figure, style_axes
 from ode_detect.report.scores import ClassScores, DetectionScores
 
 PLOTS = ("precision_recall.png", "f1_confidence.png", "confusion.png")
 # More classes than this are drawn in grey, but for the best and the worst.
 _NAMED = 6
-# A larger matrix is drawn without its numbers.
-_COUNTED = 12
-_LONGEST_NAME = 18
 
 
 def plot_scores(scores: DetectionScores, folder: str | Path) -> None:
@@ -47,7 +45,7 @@ def plot_precision_recall(scores: DetectionScores, path: str | Path) -> None:
 
     def label(one: ClassScores) -> str:
         words = "mean AP50" if one is scores.overall else "AP50"
-        return f"{_short(one.name)}, {words} {one.ap50:.2f}" if one.ap50 is not None else _short(one.name)
+        return f"{short_name(one.name)}, {words} {one.ap50:.2f}" if one.ap50 is not None else short_name(one.name)
 
     figure, axes = _figure(f"Precision and recall at IoU {scores.iou:g}", "Recall", "Precision")
     _draw(axes, scores, lambda one: (one.recall, one.precision), label)
@@ -68,7 +66,7 @@ def plot_f1(scores: DetectionScores, path: str | Path) -> None:
     """
 
     def label(one: ClassScores) -> str:
-        return f"{_short(one.name)}, best {one.best.f1:.2f} at {one.best.threshold:.2f}"
+        return f"{short_name(one.name)}, best {one.best.f1:.2f} at {one.best.threshold:.2f}"
 
     figure, axes = _figure(f"F1 and confidence at IoU {scores.iou:g}", "Score threshold", "F1")
     _draw(axes, scores, lambda one: (one.confidence, one.f1), label)
@@ -86,33 +84,9 @@ def plot_confusion(scores: DetectionScores, path: str | Path) -> None:
         scores: Of a data set.
         path: Picture to write; its suffix says the format.
     """
-    counts = np.array(scores.confusion, dtype=np.float64)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1.0)
-    size = len(scores.labels)
-    cell = 0.75 if size <= _COUNTED else 0.13
-    width = max(size * cell + 2.4, 4.6)
-    figure = Figure(figsize=(width, width - 0.5), dpi=DPI, layout="constrained")
-    axes = figure.add_subplot()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    names = [_short(name) for name in scores.labels]
-    letters = 9 if size <= _COUNTED else 5
-    axes.set_xticks(range(size), names, rotation=0 if size <= 4 else 90, fontsize=letters, color=INK)
-    axes.set_yticks(range(size), names, fontsize=letters, color=INK)
-    axes.tick_params(length=0)
-    axes.set_xlabel("Predicted", fontsize=10, color=INK)
-    axes.set_ylabel("True", fontsize=10, color=INK)
     title = f"Confusion, IoU {scores.iou:g}, score {scores.threshold:g} or more"
-    axes.set_title(title, fontsize=11, color=INK, loc="left", fontweight="bold")
-    if size <= _COUNTED:
-        for row, column in np.ndindex(size, size):
-            # What is neither an object nor detected cannot be counted.
-            text = "–" if row == column == size - 1 else f"{int(counts[row, column])}"
-            colour = "white" if shares[row, column] > 0.55 else INK
-            axes.text(column, row, text, ha="center", va="center", fontsize=9, color=colour)
-    bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.02)
-    bar.set_label("share of the row", fontsize=9, color=INK)
-    bar.ax.tick_params(labelsize=8, colors=INK)
-    save_figure(figure, path)
+    # What is neither an object nor detected cannot be counted.
+    draw_confusion(scores.confusion, scores.labels, path, title=title, uncounted=len(scores.labels) - 1)
 
 
 def _figure(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
@@ -160,10 +134,6 @@ def _named(classes: Sequence[ClassScores]) -> list[ClassScores]:
         return list(classes)
     ordered = sorted(classes, key=lambda one: -(one.ap50 or 0.0))
     return [*ordered[: _NAMED // 2], *ordered[-_NAMED // 2 :]]
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 
 def _finish(figure: Figure, axes: Axes, path: str | Path) -> None:

@@ -69,7 +69,7 @@ class Picture:
 
     def __post_init__(self) -> None:
         """Check the shapes and match predictions with ground truth."""
-        _check_image(self.image)
+        check_image(self.image)
         object.__setattr__(self, "boxes", _as_boxes(self.boxes, "boxes"))
         object.__setattr__(self, "truth", _as_boxes(self.truth, "truth"))
         object.__setattr__(self, "scores", np.asarray(self.scores, dtype=np.float64))
@@ -175,7 +175,7 @@ def draw_boxes(
     Raises:
         PictureError: An array has the wrong shape or type.
     """
-    _check_image(image)
+    check_image(image)
     boxes = _as_boxes(boxes, "boxes")
     values = np.full(len(boxes), np.nan) if scores is None else np.asarray(scores, dtype=np.float64)
     for what, length in (("labels", len(labels) or len(boxes)), ("scores", values.size)):
@@ -234,17 +234,26 @@ def detection_sheet(
         y = head + index // columns * (cell_h * scale + caption + gap) + caption
         _caption(canvas, picture, x, y - 10)
         canvas.image(_draw(picture, scale, scores_of_hits=not crowded), x, y)
+    write_sheet(canvas.pixels(), path)
+    return totals
+
+
+def write_sheet(pixels: NDArray[np.uint8], path: str | Path) -> None:
+    """Write a picture (RGB, uint8, (H, W, 3)) as png, jpg or webp, by the suffix of its path.
+
+    Raises:
+        PictureError: It cannot be written.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        written = cv2.imwrite(str(path), cv2.cvtColor(canvas.pixels(), cv2.COLOR_RGB2BGR))
+        written = cv2.imwrite(str(path), cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
     except cv2.error:
         written = False
     if not written:
         raise PictureError(
             f"a sheet is written as png, jpg or webp; {path} could not be. Check the suffix and the folder."
         )
-    return totals
 
 
 def draw_picture(picture: Picture, scale: int = 1) -> NDArray[np.uint8]:
@@ -335,7 +344,12 @@ def _as_boxes(boxes: ArrayLike, what: str) -> NDArray[np.float64]:
     return array
 
 
-def _check_image(image: NDArray[np.uint8]) -> None:
+def check_image(image: NDArray[np.uint8]) -> None:
+    """See that a picture is RGB.
+
+    Raises:
+        PictureError: It has another shape or type.
+    """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise PictureError(
             f"a picture must be RGB, uint8, of shape (H, W, 3); this one is {image.dtype}, {image.shape}. Convert it."

@@ -13,10 +13,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from ode_detect.report.rows import Comparison, Row, is_fraction
+from ode_detect.report.rows import Comparison, Row, is_fraction, shown_as
 
 # Okabe and Ito's palette: these colours stay apart for colour-blind readers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -129,10 +129,10 @@ def plot_losses(metrics: Sequence[Mapping[str, Any]], path: str | Path) -> None:
 
 
 def plot_metric(metrics: Sequence[Mapping[str, Any]], names: Sequence[str], path: str | Path) -> None:
-    """Plot metrics of the evaluations during training, for example ``bbox/AP`` and ``bbox/AP50``.
+    """Plot metrics of the evaluations during training in percent, for example ``bbox/AP`` and ``bbox/AP50``.
 
     Args:
-        metrics: Records with ``iteration`` and the named values in percent, as Detectron2's evaluators write them.
+        metrics: Records with ``iteration`` and the named values as the evaluators write them.
         names: The metrics, one curve each.
         path: Picture to write; its suffix says the format.
 
@@ -150,18 +150,43 @@ def plot_metric(metrics: Sequence[Mapping[str, Any]], names: Sequence[str], path
             f"a plot of {', '.join(names)} needs records that hold it; there are "
             f"{', '.join(known) or 'no evaluations'}. Set TEST.EVAL_PERIOD, or choose another name."
         )
-    figure = Figure(figsize=(5.5, 3.7), dpi=DPI, layout="constrained")
-    axes = figure.add_subplot()
+    # What is wrong is seen on a logarithmic scale, what is right on a linear one.
+    groups = [[name for name in curves if _is_error(name) == errors] for errors in (False, True)]
+    figure = Figure(figsize=(5.2 * sum(map(bool, groups)) + 0.3, 3.7), dpi=DPI, layout="constrained")
+    groups = [group for group in groups if group]
+    for column, group in enumerate(groups, start=1):
+        _evaluations(figure.add_subplot(1, len(groups), column), {name: curves[name] for name in group})
+    save_figure(figure, path)
+
+
+def _evaluations(axes: Axes, curves: Mapping[str, tuple[NDArray[np.int64], NDArray[np.float64]]]) -> None:
+    """Metrics in percent, each with its last value."""
+    highest = 0.0
     for colour, (name, (iterations, values)) in zip(_colours(list(curves)), curves.items(), strict=True):
         finite = np.isfinite(values)
-        x, y = iterations[finite], values[finite]
-        label = f"{name.rpartition('/')[2]}, last {y[-1]:.1f}"
+        metric = name.rpartition("/")[2]
+        x, y = iterations[finite], values[finite] * (1.0 if _in_percent(name) else shown_as(metric)[0])
+        label = f"{metric}, last {y[-1]:{shown_as(metric)[1]}}"
         axes.plot(x, y, color=colour, linewidth=1.8, marker="o", markersize=3.5, label=label)
+        highest = max(highest, float(y.max()))
     heads = {name.rpartition("/")[0] for name in curves}
     style_axes(axes, "Evaluation" + (f" ({heads.pop()})" if len(heads) == 1 and "" not in heads else ""), "Metric (%)")
-    axes.set_ylim(0, min(max(max(np.nanmax(y[np.isfinite(y)]) for _, y in curves.values()) * 1.15, 1.0), 100))
-    axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="lower right")
-    save_figure(figure, path)
+    axes.set_ylim(0, min(max(highest * 1.15, 1.0), 100))
+    errors = all(map(_is_error, curves))
+    if errors and highest > 0:
+        axes.set_yscale("log")
+        axes.yaxis.set(major_formatter="{x:g}", minor_formatter=LogFormatter(minor_thresholds=(1.5, 0.7)))
+        axes.autoscale(axis="y")
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="upper right" if errors else "lower right")
+
+
+def _is_error(name: str) -> bool:
+    return name.rpartition("/")[2] == "error"
+
+
+def _in_percent(name: str) -> bool:
+    """Whether an evaluator writes a metric in percent, as Detectron2's do; ours write fractions."""
+    return name.partition("/")[0] in ("bbox", "segm", "keypoints")
 
 
 def pareto_front(costs: Sequence[float], values: Sequence[float], *, better: str = "max") -> list[int]:

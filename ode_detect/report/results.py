@@ -28,6 +28,7 @@ from ode_detect.report.rows import (
     check_types,
     is_fraction,
     read_json,
+    shown_as,
     unknown_name,
 )
 
@@ -51,8 +52,12 @@ COSTS = {
 _WIDEST = 12
 _DETAILS = (
     *("AP75", "APs", "APm", "APl", "mask_AP75", "AP50_2007", "AP50_2010", "best_f1", "best_f1_threshold"),
+    *("nll", "unfamiliar"),
     *("backbone_parameters", "backward_evaluations", "pictures_per_second", "train_minutes", "kept_mib", "held_mib"),
 )
+# Beside top1 these means over classes say little that is new.
+_DETAILS_OF_CLASSIFIERS = ("precision", "recall", "f1")
+_HEADINGS = {"ece": "ECE", "nll": "NLL", "top1": "top-1", "top5": "top-5"}
 
 
 @dataclass(frozen=True)
@@ -261,9 +266,8 @@ def _table(results: Results) -> tuple[list[str], list[list[str]]]:
     for (name, role, _), group in groups.items():
         line = [name, ROLE_WORDS[role], *([str(len(group))] if seeds else [])]
         for metric in metrics:
-            percent = is_fraction(metric)
-            values = [row.metrics[metric] * (100 if percent else 1) for row in group if metric in row.metrics]
-            line.append(_mean(values, ".1f" if percent else ".3f"))
+            factor, form = shown_as(metric)
+            line.append(_mean([row.metrics[metric] * factor for row in group if metric in row.metrics], form))
         for cost in costs:
             values = [row.cost[cost] * COSTS.get(cost, ("", 1.0))[1] for row in group if cost in row.cost]
             line.append(short(statistics.fmean(values)) if values else "")
@@ -281,7 +285,8 @@ def _shown(results: Results) -> tuple[list[str], list[str]]:
     metrics, costs = _quantities(results)
     if len(metrics) + len(costs) <= _WIDEST:
         return metrics, costs
-    return [name for name in metrics if name not in _DETAILS], [name for name in costs if name not in _DETAILS]
+    details = _DETAILS + (_DETAILS_OF_CLASSIFIERS if "top1" in metrics else ())
+    return [name for name in metrics if name not in details], [name for name in costs if name not in details]
 
 
 def _comparison_table(results: Results) -> tuple[list[str], list[list[str]]]:
@@ -309,7 +314,7 @@ def heading(quantity: str) -> str:
     """What a metric or a cost is called above a column, with its unit."""
     if quantity in COSTS:
         return COSTS[quantity][0]
-    words = quantity.replace("_", " ").replace("f1", "F1")
+    words = _HEADINGS.get(quantity) or quantity.replace("_", " ").replace("f1", "F1")
     return f"{words} (%)" if is_fraction(quantity) else words
 
 

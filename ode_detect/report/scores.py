@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-import numbers
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tabulate import tabulate
 
 from ode_detect.report.files import whole
-from ode_detect.report.rows import ResultsError, check_types, read_json, unknown_name
+from ode_detect.report.rows import ResultsError, build, check_count, check_fraction, check_types, read_json
 
 BACKGROUND = "background"
 # A curve keeps at most so many points.
 POINTS = 300
-
-Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True)
@@ -52,9 +49,9 @@ class Operating:
     def __post_init__(self) -> None:
         """Check every field."""
         for name in ("threshold", "precision", "recall", "f1"):
-            _check_fraction(name, getattr(self, name))
+            check_fraction(name, getattr(self, name))
         for name in ("true_positives", "false_positives", "false_negatives"):
-            _check_count(name, getattr(self, name))
+            check_count(name, getattr(self, name))
 
     @classmethod
     def counted(cls, threshold: float, hits: int, detections: int, objects: int) -> Operating:
@@ -101,7 +98,7 @@ class ClassScores:
     def __post_init__(self) -> None:
         """Check every field."""
         check_types(self, f"scores of {self.name!r}", name=str, given=Operating, best=Operating)
-        _check_count("objects", self.objects)
+        check_count("objects", self.objects)
         for point in (self.given, self.best):
             if point.true_positives + point.false_negatives != self.objects:
                 raise ResultsError(
@@ -110,13 +107,13 @@ class ClassScores:
                 )
         lengths = {}
         for name in ("confidence", "precision", "recall"):
-            values = tuple(_check_fraction(f"{name} of {self.name!r}", value) for value in getattr(self, name))
+            values = tuple(check_fraction(f"{name} of {self.name!r}", value) for value in getattr(self, name))
             object.__setattr__(self, name, values)
             lengths[name] = len(values)
         if len(set(lengths.values())) > 1:
             raise ResultsError(f"curves of {self.name!r} must have one length; they have {lengths}. Evaluate again.")
         if self.ap50 is not None:
-            _check_fraction(f"ap50 of {self.name!r}", self.ap50)
+            check_fraction(f"ap50 of {self.name!r}", self.ap50)
 
     @property
     def f1(self) -> tuple[float, ...]:
@@ -152,8 +149,8 @@ class DetectionScores:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        _check_fraction("iou", self.iou)
-        _check_fraction("threshold", self.threshold)
+        check_fraction("iou", self.iou)
+        check_fraction("threshold", self.threshold)
         check_types(self, "scores", classes=Sequence, overall=ClassScores, labels=Sequence, confusion=Sequence)
         object.__setattr__(self, "classes", tuple(self.classes))
         object.__setattr__(self, "labels", tuple(self.labels))
@@ -168,7 +165,7 @@ class DetectionScores:
             )
         for row in self.confusion:
             for count in row:
-                _check_count("a count of the confusion matrix", count)
+                check_count("a count of the confusion matrix", count)
 
     def write(self, path: str | Path) -> None:
         """Write the scores as JSON; a reader never sees half a file."""
@@ -185,7 +182,7 @@ class DetectionScores:
         path = Path(path)
         value = read_json(path, what="scores", missing="Evaluate first.", broken="Evaluate again.")
         try:
-            return _build(
+            return build(
                 cls,
                 value,
                 classes=lambda found: tuple(_class_scores(c) for c in found),
@@ -333,33 +330,8 @@ def _line(scores: ClassScores) -> list[str]:
 
 
 def _class_scores(value: Any) -> ClassScores:
-    return _build(ClassScores, value, given=_operating, best=_operating)
+    return build(ClassScores, value, given=_operating, best=_operating)
 
 
 def _operating(value: Any) -> Operating:
-    return _build(Operating, value)
-
-
-def _build(kind: type[Kind], value: Any, **parts: Any) -> Kind:
-    """A dataclass from a JSON object; some of its fields are built in turn."""
-    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
-    if not isinstance(value, Mapping):
-        raise ResultsError(f"{kind.__name__} must be an object; it is {type(value).__name__}. Evaluate again.")
-    for key in value:
-        if key not in known:
-            raise ResultsError(unknown_name(f"key of {kind.__name__}", key, known))
-    missing = [name for name in known if name not in value]
-    if missing:
-        raise ResultsError(f"{kind.__name__} must have {', '.join(known)}; {', '.join(missing)} is missing.")
-    return kind(**{key: parts[key](part) if key in parts else part for key, part in value.items()})
-
-
-def _check_fraction(what: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= float(value) <= 1:
-        raise ResultsError(f"{what} must be a number in [0, 1]; it is {value!r}. Correct it.")
-    return float(value)
-
-
-def _check_count(what: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ResultsError(f"{what} must be a whole number of 0 or more; it is {value!r}. Correct it.")
+    return build(Operating, value)

@@ -7,13 +7,15 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, build_backbone, build_model
 
 from ode_detect.backbones import (
+    build_cifar_resnet,
     build_ode_resnet_backbone,
     build_ode_resnet_fpn_backbone,
     build_ode_resnet_fpn_p6p7_backbone,
     build_stage,
     discrete_names,
 )
-from ode_detect.backbones.ode_resnet import BLOCKS_PER_STAGE, ROLES, STAGES
+from ode_detect.backbones.flows import ROLES
+from ode_detect.backbones.ode_resnet import BLOCKS_PER_STAGE, STAGES
 from ode_detect.engine.config import add_ode_config
 from ode_detect.ode import (
     Adaptive,
@@ -208,15 +210,98 @@ def test_an_unknown_name_tells_the_nearest(ode: dict[str, object], message: str)
         build_ode_resnet_backbone(config(**ode), PICTURE)
 
 
+# --- the ResNets of CIFAR ---
+
+CIFAR = sorted(depth for depth, counts in BLOCKS_PER_STAGE.items() if len(counts) == 3)
+
+
+def cifar(depth: int = 20, **ode: object) -> CfgNode:
+    cfg = config(depth, **ode)
+    cfg.MODEL.RESNETS.merge_from_list(["NORM", "BN", "STEM_OUT_CHANNELS", 16, "RES2_OUT_CHANNELS", 16])
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4"]
+    return cfg
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("depth", CIFAR)
+def test_a_resnet_of_cifar_has_three_stages_and_no_pooling(depth: int, role: str) -> None:
+    backbone = build_ode_resnet_backbone(cifar(depth, ROLE=role), PICTURE).eval()
+    outputs = backbone(torch.rand(2, 3, 32, 32))
+    assert {n: tuple(x.shape[1:]) for n, x in outputs.items()} == {
+        "res2": (16, 32, 32),
+        "res3": (32, 16, 16),
+        "res4": (64, 8, 8),
+    }
+    assert [(s.channels, s.stride) for s in backbone.output_shape().values()] == [(16, 1), (32, 2), (64, 4)]
+    blocks = len([n for n in backbone.state_dict() if re.search(r"res\d\..*conv1\.weight", n)])
+    assert blocks == (3 if role == "ablation" else (depth - 2) // 2)
+    # What the paper counts, up to the linear layer (650) that the head has.
+    expected = sum(p.numel() for p in build_cifar_resnet(f"resnet{depth}").parameters()) - 650
+    assert role == "ablation" or sum(p.numel() for p in backbone.parameters()) == expected
+
+
+@pytest.mark.parametrize("gradient", ["backprop", "checkpoint"])
+def test_a_resnet_of_cifar_is_that_of_the_experiments_bit_for_bit(gradient: str) -> None:
+    torch.manual_seed(0)
+    reference = build_cifar_resnet("resnet20")
+    ode = build_ode_resnet_backbone(cifar(GRADIENT=gradient), PICTURE)
+    names = {name: cifar_name(plain) for name, plain in plain_names(ode).items()}
+    ode.load_state_dict({name: reference.state_dict()[theirs] for name, theirs in names.items()})
+    pictures = torch.rand(4, 3, 32, 32)
+    for training in (True, False):
+        ode.train(training), reference.train(training)
+        ours = reference.linear(ode(pictures)["res4"].mean((2, 3)))
+        theirs = reference(pictures)
+        assert torch.equal(ours, theirs)
+        for logits, model in ((ours, ode), (theirs, reference)):
+            reference.linear.zero_grad()
+            model.zero_grad()
+            logits.square().mean().backward()
+        parameters = dict(reference.named_parameters())
+        assert all(torch.equal(p.grad, parameters[names[n]].grad) for n, p in ode.named_parameters())
+    # The running statistics were updated once by each block, also where the backward pass evaluates again.
+    state = ode.state_dict()
+    assert all(torch.equal(state[name], reference.state_dict()[theirs]) for name, theirs in names.items())
+
+
+def plain_names(model: torch.nn.Module) -> dict[str, str]:
+    discrete = discrete_names(list(model.state_dict()))
+    return {name: discrete.get(name, name) for name in model.state_dict()}
+
+
+def cifar_name(name: str) -> str:
+    name = re.sub(r"^res(\d)", lambda m: f"layer{int(m[1]) - 1}", name.removeprefix("stem."))
+    return re.sub(r"conv(\d)\.norm\.", r"bn\1.", name)
+
+
+# --- flows behind one another ---
+
+
+def test_stacked_flows_have_names_and_weights_of_their_own_and_no_counterpart() -> None:
+    cfg = config(34, STAGES=["res3", "res4"], STACK=2)
+    backbone = build_ode_resnet_backbone(cfg, PICTURE)
+    named = {path: block.name for path, block in flows(backbone).items()}
+    assert named == {
+        "res3.1.flow": "res3.flow",
+        "res3.2.flow": "res3.flow2",
+        "res4.1.flow": "res4.flow",
+        "res4.2.flow": "res4.flow2",
+    }
+    assert discrete_names(list(backbone.state_dict())) == {}
+    assert [len(block.field.pieces) for block in flows(backbone).values()] == [3, 3, 5, 5]
+    names = [*backbone.state_dict(), "backbone.res5.1.flow.field.conv1.weight"]
+    assert discrete_names(names) == {"backbone.res5.1.flow.field.conv1.weight": "backbone.res5.1.conv1.weight"}
+
+
 def test_what_cannot_be_built_says_what_to_do() -> None:
-    with pytest.raises(ValueError, match="one of 18, 34, 50, 101, 152"):
+    with pytest.raises(ValueError, match="one of 18, 20, 32, 34, 44, 50, 56, 101, 152, not 19"):
         build_ode_resnet_backbone(config(19), PICTURE)
     with pytest.raises(ValueError, match="Set PROJECTION to 'none'"):
         build_ode_resnet_backbone(config(METHOD="dopri5"), PICTURE)
-    cfg = config()
-    cfg.MODEL.RESNETS.NORM = "BN"
-    with pytest.raises(ValueError, match=r"Set MODEL\.ODE\.NORM"):
-        build_ode_resnet_backbone(cfg, PICTURE)
+    with pytest.raises(ValueError, match=r"EXTRA_CHANNELS is 4.* or MODEL\.BACKBONE\.NAME to build_odenet_backbone"):
+        build_ode_resnet_backbone(config(EXTRA_CHANNELS=4), PICTURE)
+    with pytest.raises(ValueError, match=r"a ResNet-56 ends with res4; set it to \[res4\]"):
+        build_ode_resnet_backbone(config(56), PICTURE)
     cfg = config(34)
     cfg.MODEL.RESNETS.RES5_DILATION = 2
     with pytest.raises(ValueError, match=r"a ResNet-34 has basic ones\. Set RES5_DILATION to 1"):

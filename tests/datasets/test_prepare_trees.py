@@ -25,6 +25,8 @@ SCRIPT = Path(__file__).parents[2] / "datasets" / "prepare_trees.py"
 
 
 def _load() -> ModuleType:
+    # As Python has it where the script is run.
+    sys.path.insert(0, str(SCRIPT.parent))
     spec = importlib.util.spec_from_file_location("prepare_trees", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
@@ -226,7 +228,7 @@ def test_a_damaged_set_is_made_again(wheel: tuple[Path, Any], tmp_path: Path, da
     else:
         text = (output / "manifest.json").read_text()
         (output / "manifest.json").write_text(text.replace('"crowns": 3', '"crowns": 4'))
-    assert trees.read_manifest(output, source) is None
+    assert trees.wheels.read_manifest(output, trees.plan(source).recipe) is None
     _, made = trees.prepare(output, path, source)
     assert made
     assert {p.name: p.read_bytes() for p in output.rglob("*.png")} == before
@@ -250,7 +252,7 @@ def test_an_interrupted_call_leaves_nothing_and_can_be_repeated(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(trees, "write_manifest", stop)
+        patch.setattr(trees.wheels, "_write_manifest", stop)
         with pytest.raises(KeyboardInterrupt):
             trees.prepare(tmp_path / "trees", path, source)
     assert not (tmp_path / "trees").exists()
@@ -287,9 +289,9 @@ def test_the_download_is_pips_and_its_failure_is_told(tmp_path: Path, monkeypatc
         commands.append(command)
         return subprocess.CompletedProcess(command, 1, "", "ERROR: no network\n")
 
-    monkeypatch.setattr(trees.subprocess, "run", run)
+    monkeypatch.setattr(trees.wheels.subprocess, "run", run)
     with pytest.raises(trees.PreparationError, match=r"ERROR: no network\. Check .* --wheel FILE"):
-        trees.fetch_wheel(tmp_path)
+        trees.wheels.fetch_wheel(tmp_path, trees.plan().pin)
     assert commands[0][:4] == [sys.executable, "-m", "pip", "download"]
     assert {"--no-deps", "--only-binary=:all:", trees.DEEPFOREST.requirement} <= set(commands[0])
 

@@ -13,7 +13,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from ode_detect.detection.annotations import box_faults, read_coco, repair, to_records, usable
-from ode_detect.detection.errors import DatasetError, refuse
+from ode_detect.detection.errors import refuse
+from ode_detect.media.errors import DatasetError
 
 NOWHERE = Path("nowhere")
 

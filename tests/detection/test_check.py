@@ -10,8 +10,8 @@ from PIL import Image
 
 from ode_detect.detection.check import Checked, anchors, best_overlap, check, overlaps, same_shape, unused
 from ode_detect.detection.custom import Source
-from ode_detect.detection.errors import DatasetError
 from ode_detect.engine.config import load_config
+from ode_detect.media.errors import DatasetError
 
 ROOT = Path(__file__).resolve().parents[2]
 

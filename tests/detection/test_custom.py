@@ -11,9 +11,9 @@ from detectron2.structures import Boxes, Instances
 from ode_detect.detection import custom
 from ode_detect.detection.annotations import read_coco
 from ode_detect.detection.data import check_test_data, read_dataset, register_datasets
-from ode_detect.detection.errors import DatasetError
 from ode_detect.detection.evaluation import build_evaluator
 from ode_detect.engine.config import load_config
+from ode_detect.media.errors import DatasetError
 
 ROOT = Path(__file__).resolve().parents[2]
 BOX = "<bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox>"

@@ -18,10 +18,10 @@ from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils import comm
 
-from ode_detect.detection.errors import DatasetError
 from ode_detect.detection.evaluation import build_evaluator, metrics, protocol
 from ode_detect.detection.matching import Matches
 from ode_detect.engine.config import add_ode_config
+from ode_detect.media.errors import DatasetError
 
 CLASSES = ["cat", "dog", "cow"]
 Found = dict[Any, list[tuple[list[float], float, int]]]

@@ -5,8 +5,8 @@ import pytest
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
-from ode_detect.detection.errors import DatasetError
 from ode_detect.detection.mapper import Mapper, ScaleJitter
+from ode_detect.media.errors import DatasetError
 
 
 def test_what_a_crop_leaves_of_an_object_decides_whether_it_is_trained_on(cfg: CfgNode) -> None:

@@ -9,8 +9,8 @@ from detectron2.data.datasets.pascal_voc import load_voc_instances
 from detectron2.structures import BoxMode
 
 from ode_detect.detection.annotations import repair, to_records
-from ode_detect.detection.errors import DatasetError
 from ode_detect.detection.voc import read_voc, write_voc
+from ode_detect.media.errors import DatasetError
 
 ROOT = Path(__file__).resolve().parents[2]
 OBJECT = (

@@ -5,14 +5,18 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from detectron2.config import CfgNode
-from detectron2.modeling import build_backbone
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_backbone, build_model
 from torch import nn
 
+import ode_detect.classification.model  # noqa: F401  registers the classifier
+from ode_detect.backbones import build_cifar_resnet
 from ode_detect.engine.checkpoint import Checkpointer, CheckpointError
-from ode_detect.engine.config import load_config
+from ode_detect.engine.config import add_ode_config, load_config
 
-from ..conftest import ROOT, like_trained
+from ..conftest import CIFAR_R20, ROOT, like_trained
+
+PUBLISHED = ROOT.parent / "shared" / "data" / "weights" / "cifar10_resnets"
 
 
 def config(name: str = "build_ode_resnet_fpn_backbone") -> CfgNode:
@@ -126,6 +130,56 @@ def test_torchvisions_file_fills_the_bottom_up_part(tmp_path: Path) -> None:
         for stage in (theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4):
             x = stage(x)
     assert torch.allclose(ours, x, rtol=1e-4, atol=1e-4)
+
+
+def classifier(*more: object) -> nn.Module:
+    cfg = get_cfg()
+    add_ode_config(cfg)
+    cfg.merge_from_list([*(word for item in CIFAR_R20.items() for word in item), *more])
+    return build_model(cfg)
+
+
+def test_torchvisions_last_layer_is_that_of_a_classifier(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    theirs = like_trained(torchvision.models.resnet18(num_classes=7)).eval()
+    torch.save(theirs.state_dict(), tmp_path / "resnet18.pth")
+    widths = ("MODEL.RESNETS.STEM_OUT_CHANNELS", 64, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64)
+    resnet18 = ("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.OUT_FEATURES", ["res5"], *widths)
+    ours = classifier(*resnet18, "MODEL.CLASSIFIER.NUM_CLASSES", 7).eval()
+    coverage = Checkpointer(ours).load_weights(str(tmp_path / "resnet18.pth"), whole=True)
+    # What is fitted after the training is in no such file.
+    assert {name.partition(".")[0] for name in coverage.missing} == {"familiarity"}
+    assert coverage.unused == ()
+    picture = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = theirs(((picture - ours.pixel_mean) / ours.pixel_std)[None])[0]
+        torch.testing.assert_close(ours([{"image": picture}])[0]["logits"], expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(CheckpointError, match=r"linear\.weight: \(7, 512\) in the file, \(10, 512\) here"):
+        Checkpointer(classifier(*resnet18)).load_weights(str(tmp_path / "resnet18.pth"), whole=False)
+
+
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published checkpoints are not here")
+@pytest.mark.parametrize("depth", [20, 32, 44, 56])
+def test_the_published_weights_of_cifar_give_their_bits_in_both_modes(depth: int) -> None:
+    (file,) = PUBLISHED.glob(f"resnet{depth}-*.th")
+    theirs = build_cifar_resnet(f"resnet{depth}")
+    published = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
+    theirs.load_state_dict({n.removeprefix("module."): t for n, t in published.items()}, strict=False)
+    networks = [classifier("MODEL.RESNETS.DEPTH", depth, "MODEL.ODE.ROLE", role) for role in ("twin", "ode")]
+    for network in networks:
+        coverage = Checkpointer(network).load_weights(str(file), whole=True)
+        assert {name.partition(".")[0] for name in coverage.missing} == {"familiarity"}
+        assert coverage.unused == ()
+    pictures = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    examples = [{"image": picture, "label": 0} for picture in pictures]
+    normalised = (pictures - networks[0].pixel_mean) / networks[0].pixel_std
+    with torch.no_grad():
+        expected = theirs.eval()(normalised)
+        for network in networks:
+            logits = torch.stack([output["logits"] for output in network.eval()(examples)])
+            assert torch.equal(logits, expected)
+        loss = nn.functional.cross_entropy(theirs.train()(normalised), torch.zeros(4, dtype=torch.long))
+        assert all(torch.equal(network.train()(examples)["loss_cls"], loss) for network in networks)
 
 
 def test_a_backbone_that_is_not_filled_is_refused_unless_allowed(resnet: Detector, tmp_path: Path) -> None:

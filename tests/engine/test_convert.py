@@ -11,6 +11,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import nn
 
+import ode_detect.classification.model  # noqa: F401  registers the classifier
 from ode_detect.backbones import CifarResNet
 from ode_detect.engine.checkpoint import Checkpointer, CheckpointError
 from ode_detect.engine.config import load_config
@@ -25,7 +26,7 @@ from ode_detect.engine.convert import (
 from ode_detect.ode import ConversionError, ODEBlock
 from ode_detect.ode.names import UnknownNameError
 
-from ..conftest import ROOT, SMALL_R50, like_trained
+from ..conftest import CIFAR_R20, ROOT, SMALL_R50, like_trained
 
 PUBLISHED = ROOT.parent / "shared" / "data" / "weights" / "cifar10_resnets"
 
@@ -282,6 +283,21 @@ def test_a_detector_of_the_zoo_makes_the_whole_way(detector: nn.Module, tmp_path
     assert {n: back[n].tolist() for n in back} == {n: t.tolist() for n, t in detector.state_dict().items()}
 
 
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published checkpoints are not here")
+def test_a_published_classifier_of_cifar_makes_the_whole_way(tmp_path: Path) -> None:
+    (file,) = PUBLISHED.glob("resnet20-*.th")
+    cfg = config(*(word for item in CIFAR_R20.items() for word in item))
+    certificate = convert_for_config(str(file), cfg, tmp_path / "ode")
+    assert certificate.lossless
+    assert [run.pieces for run in certificate.runs] == [2, 2, 2]
+    assert certificate.parameters_before == certificate.parameters_after == 269_722
+    back = torch.load(restore_for_config(tmp_path / "ode" / "ode_model.pth", cfg, tmp_path), weights_only=True)["model"]
+    published = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
+    assert len(back) == len(published)
+    assert torch.equal(back["backbone.res4.2.conv2.weight"], published["module.layer3.2.conv2.weight"])
+    assert torch.equal(back["linear.bias"], published["module.linear.bias"])
+
+
 def test_a_backbone_stays_a_backbone(detector: nn.Module, tmp_path: Path) -> None:
     weights = zoo_file(detector, tmp_path / "R-50.pkl", "backbone.bottom_up.")
     assert convert_for_config(str(weights), config(), tmp_path / "ode").lossless
@@ -298,6 +314,7 @@ def test_a_backbone_stays_a_backbone(detector: nn.Module, tmp_path: Path) -> Non
         ("MODEL.ODE.PIECES", "hat"),
         ("MODEL.ODE.NUM_PIECES", "2"),
         ("MODEL.ODE.DURATION", "4"),
+        ("MODEL.ODE.STACK", "2"),
     ],
 )
 def test_flows_that_hold_no_run_of_blocks_are_refused(more, detector: nn.Module, tmp_path: Path) -> None:

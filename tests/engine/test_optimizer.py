@@ -1,10 +1,12 @@
+import math
+
 import pytest
 import torch
 from detectron2.config import get_cfg
 from torch import nn
 
 from ode_detect.engine.config import add_ode_config
-from ode_detect.engine.optimizer import build_optimizer
+from ode_detect.engine.optimizer import build_optimizer, build_scheduler
 from ode_detect.ode.names import UnknownNameError
 
 
@@ -30,3 +32,39 @@ def test_an_unknown_optimizer_tells_those_that_exist() -> None:
     cfg.SOLVER.OPTIMIZER = "Adam"
     with pytest.raises(UnknownNameError, match="AdamW"):
         build_optimizer(cfg, nn.Linear(1, 1))
+
+
+def rates(iterations: int, **solver: object) -> list[float]:
+    """The learning rate of each iteration, and the one after the last, as shares of the base rate."""
+    cfg = get_cfg()
+    add_ode_config(cfg)
+    for key, value in {"LR_SCHEDULER_NAME": "OneCycleLR", "MAX_ITER": iterations, "BASE_LR": 2.0, **solver}.items():
+        cfg.SOLVER[key] = value
+    optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=2.0)
+    scheduler = build_scheduler(cfg, optimizer)
+    found = [scheduler.get_last_lr()[0]]
+    for _ in range(iterations):
+        optimizer.step()
+        scheduler.step()
+        found += scheduler.get_last_lr()
+    return [rate / 2.0 for rate in found]
+
+
+def test_one_cycle_rises_to_one_and_falls_from_there_to_zero() -> None:
+    found = rates(20, WARMUP_ITERS=4, WARMUP_FACTOR=0.2)
+    assert found[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert found[4:] == pytest.approx([0.5 * (1 + math.cos(math.pi * k / 16)) for k in range(17)])
+
+
+@pytest.mark.parametrize(("warm_up", "expected"), [(0, [1.0, 0.75, 0.25, 0.0]), (9, [0.1, 0.55, 1.0, 0.0])])
+def test_one_cycle_without_warm_up_or_with_little_else(warm_up: int, expected: list[float]) -> None:
+    assert rates(3, WARMUP_ITERS=warm_up, WARMUP_FACTOR=0.1) == pytest.approx(expected)
+
+
+def test_detectron2s_schedules_are_there() -> None:
+    assert rates(10, LR_SCHEDULER_NAME="WarmupMultiStepLR", WARMUP_ITERS=0, STEPS=(5,))[::9] == pytest.approx([1, 0.1])
+
+
+def test_an_unknown_schedule_tells_those_that_exist() -> None:
+    with pytest.raises(UnknownNameError, match=r"SOLVER.LR_SCHEDULER_NAME.*OneCycleLR"):
+        rates(3, LR_SCHEDULER_NAME="OneCycle")

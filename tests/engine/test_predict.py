@@ -15,16 +15,16 @@ import pytest
 import torch
 from pycocotools.coco import COCO
 
-from ode_detect.detection.errors import DatasetError
 from ode_detect.engine import predict as predicting
-from ode_detect.engine.tasks import detection as tasks
 from ode_detect.engine.checkpoint import Checkpointer
 from ode_detect.engine.config import ConfigError, load_config
 from ode_detect.engine.predict import Summary, drawn_path, predict, read_ahead, same_size_batches
 from ode_detect.engine.run import Run, evaluate
+from ode_detect.engine.tasks import detection as tasks
 from ode_detect.engine.tasks import get_task
 from ode_detect.engine.trainer import Trainer, build_network
 from ode_detect.media import Input, VideoReader, VideoWriter
+from ode_detect.media.errors import DatasetError
 
 from ..conftest import QUICKSTART, overrides_for
 

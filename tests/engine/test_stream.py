@@ -1,15 +1,17 @@
 import itertools
 import random
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from ode_detect.engine import stream
 from ode_detect.engine.stream import BatchStream, build_stream, random_state_kept
 
 
-def first(stream: BatchStream, count: int) -> list[list[tuple[int, int]]]:
-    iterator = iter(stream)
+def first(batches: BatchStream, count: int) -> list[list[tuple[int, int]]]:
+    iterator = iter(batches)
     return [next(iterator) for _ in range(count)]
 
 
@@ -67,6 +69,51 @@ def test_augmentation_depends_on_the_position_alone(workers: int) -> None:
     late = iter(build_stream(dicts, drawing, batch=2, seed=4, start=2, workers=workers))
     assert [next(late) for _ in range(4)] == whole[2:]
     assert len({draws[1:] for batch in whole for draws in batch}) == 12
+
+
+class BatchDrawing:
+    """A mapper of batches: a row of random numbers for each example."""
+
+    def __call__(self, record: dict[str, int]) -> None:
+        raise AssertionError("a batch is mapped at once")
+
+    def map_batch(
+        self, dicts: list[dict[str, int]], rows: list[int], total: int, generator: torch.Generator
+    ) -> list[tuple[int, float]]:
+        numbers = torch.rand(total, generator=generator).tolist()
+        return [(record["id"], numbers[row]) for record, row in zip(dicts, rows, strict=True)]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes:UserWarning")
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_mapper_of_batches_depends_on_seed_and_position_alone(workers: int, grouped: bool) -> None:
+    dicts = [{"id": index, "width": index, "height": 3} for index in range(7)]
+    loader = iter(build_stream(dicts, BatchDrawing(), batch=3, seed=4))
+    whole = [next(loader) for _ in range(8)]
+    torch.manual_seed(99)
+    before = torch.get_rng_state()
+    late = build_stream(dicts, BatchDrawing(), batch=3, seed=4, start=3, workers=workers, group_by_shape=grouped)
+    iterator = iter(late)
+    assert [next(iterator) for _ in range(5)] == whole[3:]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert len({number for batch in whole for _, number in batch}) == 24
+    other = iter(build_stream(dicts, BatchDrawing(), batch=3, seed=5))
+    assert next(other) != whole[0]
+
+
+@pytest.mark.parametrize("mapper", [drawing, BatchDrawing()])
+def test_processes_see_what_one_would(mapper: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    dicts = [{"id": index} for index in range(7)]
+
+    def batches(rank: int, world: int) -> list[list[Any]]:
+        monkeypatch.setattr(stream.comm, "get_rank", lambda: rank)
+        monkeypatch.setattr(stream.comm, "get_world_size", lambda: world)
+        loader = iter(build_stream(dicts, mapper, batch=4, seed=4, start=1))
+        return [next(loader) for _ in range(4)]
+
+    for whole, *shares in zip(batches(0, 1), batches(0, 2), batches(1, 2), strict=True):
+        assert [whole[rank::2] for rank in range(2)] == shares
 
 
 def test_loading_leaves_the_training_random_states_alone() -> None:

@@ -279,3 +279,14 @@ def test_a_resumed_run_whose_records_are_gone_gets_new_ones(squares_run: Overrid
     (folder / "environment.json").unlink()
     open_run(squares_run("lost"), resume=True)
     assert json.loads((folder / "environment.json").read_text())["command"] == "test"
+
+
+def test_the_memory_format_of_a_network_is_that_of_the_config(squares_run: Overrides) -> None:
+    for channels_last in (False, True):
+        cfg = load_config(QUICKSTART, squares_run("format", "MODEL.CHANNELS_LAST", str(channels_last)))
+        kernels = [
+            weight for weight in build_network(cfg).parameters() if weight.ndim == 4 and weight[0, 0].numel() > 1
+        ]
+        assert {w.is_contiguous(memory_format=torch.channels_last) for w in kernels if w.shape[1] > 1} == {
+            channels_last
+        }

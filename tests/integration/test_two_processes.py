@@ -43,6 +43,7 @@ CASES = {
     "backprop": [],
     "checkpoint": ["MODEL.ODE.GRADIENT", "checkpoint"],
     "unused pieces": ["MODEL.ODE.PIECES", "piecewise", "MODEL.ODE.NUM_PIECES", "3"],
+    "averaged": ["SOLVER.EMA_DECAY", "0.9"],
     "dial with losses": ["SOLVER.DIAL.STEPS", "[1, 3]", "SOLVER.DIAL.TASK_WEIGHT", "0.5"],
 }
 

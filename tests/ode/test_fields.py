@@ -12,6 +12,7 @@ from ode_detect.ode import (
     FixedStep,
     FrozenBatchNorm2d,
     ODEBlock,
+    PreactField,
     in_pieces,
 )
 from ode_detect.ode.fields import ACTIVATIONS, FIELDS, NORMS, make_norm
@@ -159,6 +160,22 @@ def test_concat_field_sees_time_as_a_channel(norm, lively):
     expected = conv_of(norm, field.conv2, torch.cat([time, torch.relu(inner)], 1))
     torch.testing.assert_close(field(0.7, h), expected)
     assert not torch.equal(field(0.7, h), field(0.2, h))
+
+
+@every_norm
+def test_preact_field_is_the_branch_of_a_preactivated_block(norm, lively):
+    field = frozen_at_random(lively(PreactField(channels=8, norm=norm))).double()
+    h = torch.randn(2, 8, 5, 4, dtype=torch.float64)
+    inner = torch.relu(conv_of(norm, field.conv1, torch.relu(norm_of(norm, field, h))))
+    torch.testing.assert_close(field(0.3, h), conv_of("none", field.conv2, inner))
+    assert torch.equal(field(0.3, h), field(0.9, h))
+    assert (field.conv2.bias is not None) == (norm == "none")
+
+
+def test_the_concat_field_is_that_of_the_paper():
+    # 75,392 parameters of the field of torchdiffeq's MNIST network: two convolutions of 65 channels to 64 with
+    # biases, three normalisations.
+    assert sum(p.numel() for p in ConcatConvField(channels=64).parameters()) == 2 * (65 * 64 * 9 + 64) + 3 * 128
 
 
 @pytest.mark.parametrize(("channels", "width"), [(64, 16), (4, 1), (2, 1)])

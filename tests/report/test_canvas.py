@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from ode_detect.report.canvas import Canvas, measure
+from ode_detect.report.canvas import Canvas, measure, shortened
 
 BOX = np.array([20.0, 10.0, 60.0, 40.0])
 
@@ -68,3 +68,13 @@ def test_any_letters_can_be_written() -> None:
         canvas = Canvas(100, 40)
         canvas.label(np.array([2.0, 30.0, 90.0, 39.0]), text, "cyan")
         assert (canvas.pixels() != 255).any() == bool(text)
+
+
+def test_text_is_shortened_to_its_room() -> None:
+    assert shortened("a cat", 13, 200) == "a cat"
+    short = shortened("a very long name", 13, 60)
+    assert short.endswith("…")
+    assert "a very long name".startswith(short[:-1])
+    assert 40 < measure(short, 13) <= 60
+    assert measure(shortened("a very long name", 13, 60, bold=True), 13, bold=True) <= 60
+    assert shortened("a cat", 13, 0) == "…"

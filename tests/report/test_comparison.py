@@ -108,3 +108,8 @@ def test_the_summary_states_numbers_and_claims_nothing_from_two_seeds() -> None:
     assert "ode against its ablation: AP50 +35.0" in ablation
     assert seeds == "2 seeds tell nothing about significance."
     assert "no RMSE" in summary(COMPARED, "RMSE")[0]
+
+
+def test_of_what_a_classifier_gives_less_error_and_more_accuracy_is_better() -> None:
+    found = [title(quantity).replace("\u00a0", " ") for quantity in ("error", "top1", "ece", "nll", "unfamiliar")]
+    assert found == ["error (%) ↓", "top-1 (%) ↑", "ECE (%) ↓", "NLL ↓", "unfamiliar (%)"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from ode_detect.report import curves
+from ode_detect.report import confusion, curves
 from ode_detect.report.curves import PLOTS, plot_confusion, plot_f1, plot_precision_recall, plot_scores, summary_curves
 from ode_detect.report.scores import DetectionScores, score_detections
 
@@ -35,7 +35,8 @@ def scores_of(count: int, objects: int = 40) -> DetectionScores:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """Figures instead of files."""
     figures: list[Figure] = []
-    monkeypatch.setattr(curves, "save_figure", lambda figure, path: figures.append(figure))
+    for module in (curves, confusion):
+        monkeypatch.setattr(module, "save_figure", lambda figure, path: figures.append(figure))
     return figures
 
 

@@ -10,6 +10,7 @@ import cv2
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 
 from ode_detect.report import plots
 from ode_detect.report.plots import (
@@ -110,6 +111,29 @@ def test_losses_are_plotted_with_nan_spikes_and_one_record(tmp_path: Path) -> No
 def test_metrics_are_plotted(tmp_path: Path) -> None:
     plot_metric([*RECORDS, *EVALUATIONS], ["bbox/AP", "bbox/AP50", "bbox/AP75"], tmp_path / "ap.png")
     assert _picture(tmp_path / "ap.png").shape[1] > 600
+
+
+def test_fractions_are_plotted_in_percent_and_errors_on_a_scale_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    axes: list[Axes] = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: axes.extend(figure.axes))
+    records = [
+        {"iteration": i, "classification/top1": 1 - e, "classification/error": e, "bbox/AP50": 100 * (1 - e)}
+        for i, e in ((1, 0.3), (2, 0.04))
+    ]
+    plot_metric(records, ["classification/error", "classification/top1"], "")
+    right, wrong = axes
+    assert list(right.get_lines()[0].get_ydata()) == pytest.approx([70, 96])
+    assert list(wrong.get_lines()[0].get_ydata()) == pytest.approx([30, 4])
+    assert (right.get_yscale(), wrong.get_yscale()) == ("linear", "log")
+    assert [one.get_title(loc="left") for one in axes] == ["Evaluation (classification)"] * 2
+    assert wrong.get_legend().get_texts()[0].get_text() == "error, last 4.00"
+    plot_metric(records, ["bbox/AP50"], "")
+    assert list(axes[2].get_lines()[0].get_ydata()) == pytest.approx([70, 96])
+    # Nothing wrong at all has no place on a logarithmic scale.
+    plot_metric([{"iteration": 1, "classification/error": 0.0}], ["classification/error"], "")
+    assert axes[3].get_yscale() == "linear"
 
 
 def test_nothing_to_plot_is_an_error(tmp_path: Path) -> None:

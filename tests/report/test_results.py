@@ -191,6 +191,21 @@ def test_a_table_that_is_too_wide_leaves_out_details_and_says_so() -> None:
     assert "In the file of the results only: AP75, APs, APm, APl." in to_markdown(wide)
 
 
+def test_a_wide_table_of_classifiers_shows_errors_to_a_hundredth_of_a_percent() -> None:
+    metrics = {"error": 0.00354, "top1": 0.99646, "top5": 1.0, "ece": 0.0123, "unfamiliar": 0.01, "nll": 0.5}
+    metrics |= dict.fromkeys(("precision", "recall", "f1"), 0.996)
+    costs = dict.fromkeys(("parameters", "macs", "evaluations", "latency_ms"), 1.0)
+    cells = _cells(to_markdown(_results(_row(metrics=metrics, cost=costs))))
+    assert cells[0][2:6] == ["error (%)", "top-1 (%)", "top-5 (%)", "ECE (%)"]
+    assert cells[2][2:6] == ["0.35", "99.65", "100.00", "1.23"]
+    assert len(cells[0]) == 2 + 4 + 4
+    narrow = _cells(to_markdown(_results(_row(metrics={"nll": 0.5, "unfamiliar": 0.01, "precision": 0.5}, cost={}))))
+    assert narrow[0][2:] == ["precision (%)", "unfamiliar (%)", "NLL"]
+    assert narrow[2][2:] == ["50.0", "1.0", "0.500"]
+    with pytest.raises(ResultsError, match=r"ece.*must be a fraction"):
+        _row(metrics={"ece": 1.5})
+
+
 def test_large_and_small_costs_stay_legible() -> None:
     row = _row(cost={"parameters": 44_500_000, "macs": 7.8e9, "train_memory_mib": 12345.6, "train_minutes": 0.0123})
     assert _cells(to_markdown(_results(row)))[2][4:] == ["44.5", "7.80", "12,346", "0.0123"]

@@ -26,6 +26,7 @@ class Side:
         role: what it is: "ode" (ours), "twin" (the discrete stage), "baseline" (another library).
         run: what is timed; None if only its costs matter.
         cost: what is known of its costs without timing it, as ``kept_mib``, ``evaluations``.
+        pictures: that one call of ``run`` goes through; their number per second is then among the costs.
         metrics: how good its result is, as ``gradient_difference``.
     """
 
@@ -33,6 +34,7 @@ class Side:
     run: Callable[[], object] | None = None
     cost: Mapping[str, float] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    pictures: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def measure(
             seed=0,
             config=section,
             metrics=side.metrics,
-            cost={**side.cost, **(_time_cost(times[name]) if name in times else {})},
+            cost={**side.cost, **(_time_cost(times[name], side.pictures) if name in times else {})},
         )
         for name, side in case.sides.items()
     ]
@@ -158,9 +160,10 @@ def _comparison(case: Case, ratio: Ratio, times: Mapping[str, Sequence[float]]) 
     )
 
 
-def _time_cost(seconds: Sequence[float]) -> dict[str, float]:
+def _time_cost(seconds: Sequence[float], pictures: int) -> dict[str, float]:
     low, middle, high = (1e3 * value for value in _quartiles(seconds))
-    return {_TIME: middle, "latency_low_ms": low, "latency_high_ms": high, "rounds": len(seconds)}
+    speed = {"pictures_per_second": 1e3 * pictures / middle} if pictures else {}
+    return {_TIME: middle, "latency_low_ms": low, "latency_high_ms": high, "rounds": len(seconds), **speed}
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:

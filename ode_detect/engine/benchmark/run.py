@@ -15,7 +15,7 @@ from ode_detect.report.plots import Panel, plot_panels, plot_ratios
 from ode_detect.report.results import Results, Row
 from ode_detect.report.rows import Comparison
 
-from . import conversion, detector, export, flow, gradients
+from . import classification, conversion, detector, export, flow, gradients
 from .measure import MAX_ROUNDS, MIN_ROUNDS, Case, measure
 from .memory import keep_freed_memory
 
@@ -60,6 +60,7 @@ SECTIONS: dict[str, Section] = {
     "gradients": Section("bytes, time and exactness of each gradient, by steps", gradients.cases),
     "detector": Section("R-101-FPN Faster R-CNN, optimised for inference, against stock Detectron2", detector.cases),
     "dial": Section("time of the R-101 backbone by the steps of res4", detector.dial_cases),
+    "classification": Section("training of classifiers by our trainer against a plain loop", classification.cases),
     "export": Section("a classifier with flows in onnxruntime against PyTorch", export.cases, export.REQUIRED),
 }
 

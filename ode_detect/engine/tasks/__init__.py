@@ -8,9 +8,10 @@ import ode_detect.backbones  # noqa: F401  registers the backbones
 from ode_detect.engine.task import Task
 from ode_detect.ode.names import check_name
 
+from .classification import CLASSIFICATION
 from .detection import DETECTION
 
-TASKS = {task.name: task for task in (DETECTION,)}
+TASKS = {task.name: task for task in (DETECTION, CLASSIFICATION)}
 
 
 def get_task(cfg: CfgNode) -> Task:

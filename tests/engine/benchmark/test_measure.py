@@ -120,3 +120,10 @@ def test_other_costs_and_differences_are_compared_without_time() -> None:
     assert (kept.low, kept.ratio, kept.high, kept.met) == (0.25, 0.25, 0.25, True)
     assert (difference.ratio, difference.met) == (1e-7, False)
     assert rows[0].cost == {"kept_mib": 1.0}
+
+
+def test_pictures_per_second_are_told_where_pictures_are() -> None:
+    clock = Clock()
+    sides = {"a": Side("ode", clock.side("a", 0.5), pictures=8), "b": Side("baseline", clock.side("b", 1.0))}
+    rows, _ = measure(Case("case", sides, []), section="s", seconds=1.0, clock=clock)
+    assert [row.cost.get("pictures_per_second") for row in rows] == [16.0, None]

@@ -7,8 +7,9 @@ import pytest
 from detectron2.data.detection_utils import read_image as read_by_detectron2
 from PIL import Image
 
-from ode_detect.detection.errors import DatasetError
-from ode_detect.detection.images import read_image, read_size
+from ode_detect.media import images
+from ode_detect.media.errors import DatasetError
+from ode_detect.media.images import read_image, read_size
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -20,6 +21,7 @@ def test_a_plain_picture_is_read_as_detectron2_reads_it(tmp_path: Path) -> None:
         ours = read_image(tmp_path / "a.png", format)
         np.testing.assert_array_equal(ours, read_by_detectron2(str(tmp_path / "a.png"), format))
         assert ours.flags.c_contiguous
+        assert ours.flags.writeable
     assert read_image(tmp_path / "a.png").shape == (6, 9, 3)
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), COLOUR[:, :, ::-1])
 
@@ -105,6 +107,23 @@ def test_the_suffix_does_not_matter(tmp_path: Path) -> None:
     Image.fromarray(COLOUR).save(tmp_path / "a.png")
     (tmp_path / "a.png").rename(tmp_path / "a.jpg")
     np.testing.assert_array_equal(read_image(tmp_path / "a.jpg", "RGB"), COLOUR)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+def test_of_an_animation_the_first_frame_is_read_and_this_is_told_once(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "_TOLD", set())
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "blue", "lime")]
+    for name in ("a", "b"):
+        frames[0].save(tmp_path / name, format=kind, save_all=True, append_images=frames[1:], lossless=True)
+    frames[1].save(tmp_path / "still", format=kind, lossless=True)
+    with caplog.at_level("WARNING", "ode_detect.media"):
+        assert read_image(tmp_path / "still", "RGB")[3, 4].tolist() == [0, 0, 255]
+        assert not caplog.messages
+        for name in ("a", "b"):
+            assert read_image(tmp_path / name, "RGB")[3, 4].tolist() == [255, 0, 0]
+    assert caplog.messages == [f"{tmp_path / 'a'} is animated; of such a {kind} the first frame is read."]
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "GIF", "BMP", "WEBP"])

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from detectron2.data.detection_utils import convert_PIL_to_numpy
-from detectron2.utils.file_io import PathManager
 from numpy.typing import NDArray
 from PIL import Image
 
 from .errors import DatasetError
+
+logger = logging.getLogger("ode_detect.media")
+# Kinds of files that were told to hold several frames.
+_TOLD: set[str] = set()
 
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -24,6 +29,10 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Files whose further frames are an animation, not a preview or a page.
+_ANIMATED = ("GIF", "PNG", "WEBP")
+# ITU-R BT.601, as Detectron2 has it.
+_YUV = np.array([[0.299, 0.587, 0.114], [-0.14713, -0.28886, 0.436], [0.615, -0.51499, -0.10001]])
 _WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 # What Pillow's decoders raise for broken files.
 _BROKEN = (
@@ -38,29 +47,30 @@ _BROKEN = (
 )
 
 
-def read_image(path: str | Path, format: str = "BGR") -> NDArray[np.uint8]:
+def read_image(path: str | Path, format: str = "BGR") -> NDArray[Any]:
     """Read a picture as training, test and prediction see it.
 
     It is turned upright by its EXIF tag. Grey, palette, 1-bit and CMYK become colour; of 16 bits the upper 8 are kept;
-    what is transparent is laid on white. Of several frames the first is read.
+    what is transparent is laid on white. Of several frames the first is read; for the first animation this is told.
 
     Args:
         path: of any type that Pillow knows, whatever its extension says.
-        format: order of the channels, "BGR" or "RGB"; another of Detectron2's ``INPUT.FORMAT`` gives what
-            Detectron2 gives for it.
+        format: order of the channels, "BGR" or "RGB", or "L" for grey; another of Detectron2's ``INPUT.FORMAT`` gives
+            what Detectron2 gives for it.
 
     Returns:
-        Values in 0..255, shape (H, W, 3).
+        Values in 0..255, shape (H, W, 3); (H, W, 1) of "L".
 
     Raises:
         DatasetError: it is not there, is not a picture, is cut short, or has more than 16 bits.
     """
     try:
-        with PathManager.open(str(path), "rb") as file, Image.open(file) as image:
+        with Path(path).open("rb") as file, Image.open(file) as image:
             turn = _TURNS.get(orientation(image))
             colour = _to_rgb(image, path)
+            _tell_frames(image, path)
             upright = colour.transpose(turn) if turn is not None else colour
-            return np.ascontiguousarray(convert_PIL_to_numpy(upright, format))
+            return np.array(to_channels(upright, format), order="C")
     except DatasetError:
         raise
     except _BROKEN as error:
@@ -76,13 +86,23 @@ def read_size(path: str | Path) -> tuple[int, int]:
         DatasetError: it is not there, or is not a picture.
     """
     try:
-        with PathManager.open(str(path), "rb") as file, Image.open(file) as image:
+        with Path(path).open("rb") as file, Image.open(file) as image:
             width, height = image.size
             return (height, width) if orientation(image) in (5, 6, 7, 8) else (width, height)
     except _BROKEN as error:
         raise DatasetError(
             f"{path} cannot be read as a picture ({type(error).__name__}: {error}). Replace it, or leave it out."
         ) from error
+
+
+def to_channels(image: Image.Image, format: str) -> NDArray[Any]:
+    """The values of a picture, (H, W, C): a mode of Pillow, "BGR", or "YUV-BT.601" (float)."""
+    if format == "YUV-BT.601":
+        yuv: NDArray[np.float64] = np.asarray(image.convert("RGB")) / 255.0 @ _YUV.T
+        return yuv
+    values = np.asarray(image.convert("RGB" if format == "BGR" else format))
+    values = values[:, :, None] if values.ndim == 2 else values
+    return values[:, :, ::-1] if format == "BGR" else values
 
 
 def orientation(image: Image.Image) -> int:
@@ -107,6 +127,16 @@ def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
             raise DatasetError(_too_deep(path, f"values from {values.min()} to {values.max()}"))
         return Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
     raise DatasetError(_too_deep(path, f"Pillow's mode {image.mode}"))
+
+
+def _tell_frames(image: Image.Image, path: str | Path) -> None:
+    if image.format not in _ANIMATED or image.format in _TOLD:
+        return
+    # A broken second frame is no reason to do without the first.
+    with contextlib.suppress(*_BROKEN):
+        if getattr(image, "is_animated", False):
+            _TOLD.add(image.format)
+            logger.warning("%s is animated; of such a %s the first frame is read.", path, image.format)
 
 
 def _too_deep(path: str | Path, found: str) -> str:

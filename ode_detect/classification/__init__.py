@@ -1,0 +1,1 @@
+"""Classification of pictures: a linear layer on the pooled features of any backbone."""

@@ -1,0 +1,50 @@
+"""What a trained classifier learns about its training pictures before it is handed out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor
+
+from .data import reference_data
+from .mapper import Example, Mapper
+from .model import Classifier
+
+# So many training pictures are enough to know their spread.
+_MOST = 10_000
+
+
+def finish_classifier(cfg: CfgNode, model: Classifier) -> None:
+    """Let the classifier know the features of its training pictures, so that it can tell pictures unlike them.
+
+    Args:
+        cfg: for the training data, and ``TEST.FAMILIAR_SHARE``.
+        model: trained, in evaluation mode. Its ``familiarity`` is filled.
+
+    Raises:
+        ValueError: ``TEST.FAMILIAR_SHARE`` is out of range.
+    """
+    share = cfg.TEST.FAMILIAR_SHARE
+    if not 0 < share < 1:
+        raise ValueError(f"TEST.FAMILIAR_SHARE is a share in (0, 1), and it is {share}; 0.99 is usual.")
+    trained_on, held_out, mapper = reference_data(cfg)
+    labels = torch.tensor([record["label"] for record in trained_on[:_MOST]], device=model.device)
+    model.familiarity.fit(_features(model, trained_on[:_MOST], mapper, cfg.TEST.BATCH), labels)
+    model.familiarity.calibrate(_features(model, held_out, mapper, cfg.TEST.BATCH), share)
+
+
+def _features(model: Classifier, dicts: Sequence[Example], mapper: Mapper, batch: int) -> Tensor:
+    parts = [
+        torch.stack([output["features"] for output in model([mapper(record) for record in group])])
+        for group in _groups(dicts, batch)
+    ]
+    return torch.cat(parts)
+
+
+def _groups(dicts: Sequence[Example], size: int) -> Iterator[list[Example]]:
+    rest = iter(dicts)
+    while group := list(itertools.islice(rest, size)):
+        yield group

@@ -1,0 +1,129 @@
+"""The meta-architecture of classification: backbone, pooling, linear layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from torch import Tensor, nn
+
+from ode_detect.ode.fields import make_norm
+
+from .familiarity import Familiarity
+
+Example = dict[str, Any]
+
+
+@META_ARCH_REGISTRY.register()
+class Classifier(nn.Module):
+    """Scores pictures of one size.
+
+    Args:
+        backbone: gives a dict of feature maps, and ``output_shape()``.
+        in_feature: which of them; "" is the last.
+        num_classes: K.
+        norm: normalisation before the pooling ("GN", "LN", "BN"), with a relu behind it, as pre-activated blocks need
+            it; "" for neither.
+        dropout: before the linear layer, in [0, 1).
+        label_smoothing: share of the target that is spread over all classes, in [0, 1).
+        pixel_mean: subtracted from each channel, in 0..255.
+        pixel_std: divided by.
+        channels_last: the memory format of the pictures.
+
+    Raises:
+        ValueError: a feature that the backbone does not give, or a share out of range.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Any,  # Detectron2's modules come without types
+        num_classes: int,
+        pixel_mean: list[float],
+        pixel_std: list[float],
+        in_feature: str = "",
+        norm: str = "",
+        dropout: float = 0.0,
+        label_smoothing: float = 0.0,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        shapes = backbone.output_shape()
+        self.backbone = backbone
+        self.in_feature = in_feature or list(shapes)[-1]
+        if self.in_feature not in shapes:
+            raise ValueError(
+                f"MODEL.CLASSIFIER.IN_FEATURE is one of what the backbone gives ({', '.join(shapes)}), not "
+                f"{in_feature!r}; '' takes the last."
+            )
+        for key, share in (("DROPOUT", dropout), ("LABEL_SMOOTHING", label_smoothing)):
+            if not 0 <= share < 1:
+                raise ValueError(f"MODEL.CLASSIFIER.{key} is a share in [0, 1), not {share}; 0.1 is usual.")
+        channels = shapes[self.in_feature].channels
+        self.norm = nn.Sequential(_norm(norm, channels), nn.ReLU()) if norm else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(channels, num_classes)
+        self.familiarity = Familiarity(classes=num_classes, channels=channels)
+        self.label_smoothing, self.channels_last = label_smoothing, channels_last
+        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+            self.register_buffer(name, torch.tensor(values).reshape(-1, 1, 1), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Read ``MODEL.CLASSIFIER``, and the backbone that ``MODEL.BACKBONE`` names."""
+        model = cfg.MODEL
+        return {
+            "backbone": build_backbone(cfg),
+            "in_feature": model.CLASSIFIER.IN_FEATURE,
+            "num_classes": model.CLASSIFIER.NUM_CLASSES,
+            "norm": model.CLASSIFIER.NORM,
+            "dropout": model.CLASSIFIER.DROPOUT,
+            "label_smoothing": model.CLASSIFIER.LABEL_SMOOTHING,
+            "pixel_mean": model.PIXEL_MEAN,
+            "pixel_std": model.PIXEL_STD,
+            "channels_last": model.CHANNELS_LAST,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pictures are taken to."""
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[Example]) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Classify.
+
+        Args:
+            batched_inputs: for each picture its "image", uint8 (C, H, W), all of one size; in training its "label".
+
+        Returns:
+            In training ``loss_cls``, the mean cross-entropy. Otherwise for each picture "logits" (K,) and "features"
+            (D,), and once the classifier knows its training pictures "distance" and "far" (bool), both scalars.
+        """
+        images = torch.stack([example["image"] for example in batched_inputs]).to(self.device)
+        features = self.features(images)
+        logits = self.linear(self.dropout(features)).float()
+        if self.training:
+            labels = torch.tensor([example["label"] for example in batched_inputs], device=self.device)
+            return {"loss_cls": F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)}
+        found = {"logits": logits, "features": features}
+        if self.familiarity.fitted:
+            found["distance"] = self.familiarity(features)
+            found["far"] = found["distance"] > self.familiarity.threshold
+        return [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
+
+    def features(self, images: Tensor) -> Tensor:
+        """Pooled features: (N, C, H, W) in 0..255 -> (N, D)."""
+        memory = torch.channels_last if self.channels_last else torch.contiguous_format
+        images = ((images - self.pixel_mean) / self.pixel_std).contiguous(memory_format=memory)
+        return self.norm(self.backbone(images)[self.in_feature]).mean((2, 3))
+
+
+def _norm(name: str, channels: int) -> nn.Module:
+    return nn.BatchNorm2d(channels) if name == "BN" else make_norm(name, channels)

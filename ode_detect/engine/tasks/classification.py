@@ -1,0 +1,147 @@
+"""Classification of pictures as a task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation.evaluator import inference_context
+from detectron2.utils import comm
+from numpy.typing import NDArray
+from torch import Tensor, nn, no_grad
+
+from ode_detect.classification import data, evaluation
+from ode_detect.classification.finish import finish_classifier
+from ode_detect.classification.model import Classifier
+from ode_detect.classification.predict import ClassificationPredictor
+from ode_detect.engine.task import Example, Predictor, Task
+from ode_detect.ode import optimize_for_inference
+from ode_detect.report.answers import Answers
+from ode_detect.report.classification import ClassificationScores, curves, plot_scores
+from ode_detect.report.classified import (
+    CLASSIFICATION_LEGEND,
+    Classified,
+    draw_classified,
+    prediction_sheet,
+    show_classified,
+)
+from ode_detect.report.examples import Examples
+from ode_detect.report.plots import Curve
+
+_SCORES, _ANSWERS = "scores.json", "predictions.json"
+# Pictures on a sheet of predictions.
+_SHOWN = 24
+
+
+def _evaluator(cfg: CfgNode, name: str, output_dir: str) -> DatasetEvaluator:
+    """The evaluator of classes, which writes its files into a folder."""
+    folder = Path(output_dir)
+    if comm.is_main_process():
+        # Of an earlier evaluation, which this one replaces even if it comes to nothing.
+        for file in (_SCORES, _ANSWERS):
+            (folder / file).unlink(missing_ok=True)
+
+    def record(measured: evaluation.Measured, answers: evaluation.Answers) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        ClassificationScores(**vars(measured)).write(folder / _SCORES)
+        Answers(**vars(answers)).write(folder / _ANSWERS)
+
+    return evaluation.build_evaluator(cfg, name, record)
+
+
+def _table(folder: Path) -> str:
+    return ClassificationScores.read(folder / _SCORES).table()
+
+
+def _plot(folder: Path) -> None:
+    plot_scores(ClassificationScores.read(folder / _SCORES), folder)
+
+
+def _curves(folder: Path) -> Sequence[Curve]:
+    return curves(ClassificationScores.read(folder / _SCORES))
+
+
+def _draw(cfg: CfgNode, model: nn.Module, name: str, folder: Path, path: Path) -> None:
+    """The first pictures of a data set, and those that are wrong with the highest confidence."""
+    answers = Answers.read(folder / _ANSWERS)
+    first, wrong = answers.chosen(_SHOWN)
+    images = data.images(cfg, name, [*first, *wrong])
+    shown = [answers.classified(index, images[index]) for index in first]
+    mistakes = [answers.classified(index, images[index]) for index in wrong]
+    prediction_sheet(shown, path, f"{name}, predicted class and its probability", mistakes=mistakes)
+
+
+def _examples(cfg: CfgNode, model: nn.Module, name: str, count: int) -> Examples:
+    batch = next(iter(data.test_loader(cfg, name)))[:count]
+    images = data.images(cfg, name, range(len(batch)))
+    predictor = ClassificationPredictor(cfg, data.categories(cfg))
+    with inference_context(model), no_grad():
+        outputs: list[dict[str, Tensor]] = model(batch)
+    names = [category["name"] for category in predictor.categories]
+    drawn = [
+        show_classified(
+            Classified(
+                images[index],
+                **predictor.numbers(output),
+                truth=names[example["label"]],
+                name=Path(example.get("file_name", f"picture {index}")).name,
+            )
+        )
+        for index, (example, output) in enumerate(zip(batch, outputs, strict=True))
+    ]
+    return Examples("The most likely classes with their probabilities.", CLASSIFICATION_LEGEND, tuple(drawn))
+
+
+def _finish(cfg: CfgNode, model: nn.Module) -> None:
+    if isinstance(model, Classifier):
+        finish_classifier(cfg, model)
+
+
+def _optimize(model: nn.Module, batch: list[Example]) -> tuple[nn.Module, object]:
+    return optimize_for_inference(model, batch)
+
+
+def _predictor(cfg: CfgNode, categories: Sequence[dict[str, Any]]) -> Predictor:
+    classifier = ClassificationPredictor(cfg, categories)
+
+    def draw(image: NDArray[np.uint8], output: dict[str, Tensor]) -> NDArray[np.uint8]:
+        return draw_classified(image, **classifier.numbers(output))
+
+    return Predictor(
+        categories=classifier.categories,
+        example=classifier.example,
+        records=classifier.records,
+        draw=draw,
+        words=classifier.words,
+    )
+
+
+CLASSIFICATION = Task(
+    name="classification",
+    metric="classification/top1",
+    better="max",
+    plotted=("classification/top1", "classification/error"),
+    plot_file="accuracy.png",
+    sheet_file="predictions.jpg",
+    protocol=evaluation.protocol,
+    register=data.register_datasets,
+    require=data.require_datasets,
+    check_test=data.check_test_data,
+    train_data=data.train_data,
+    test_loader=data.test_loader,
+    evaluator=_evaluator,
+    metrics=evaluation.metrics,
+    table=_table,
+    plot=_plot,
+    curves=_curves,
+    draw=_draw,
+    examples=_examples,
+    optimize=_optimize,
+    categories=data.categories,
+    predictor=_predictor,
+    finish=_finish,
+)
