@@ -18,7 +18,7 @@ SETUP_INPUTS := pyproject.toml constraints.txt tools/install_detectron2.py
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup quickstart test lint types contracts docs clean FORCE
+.PHONY: help setup quickstart classify test lint types contracts docs clean FORCE
 
 help: ## list what make can do
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -29,6 +29,10 @@ setup: $(SETUP) ## make .venv with all that is needed (a few GB the first time, 
 quickstart: setup ## fetch a small data set, train on it, test, write the report
 	$(PY) datasets/prepare_trees.py
 	$(PY) tools/train_net.py --config-file configs/quickstart.yaml --resume
+
+classify: setup ## the same for 5,000 handwritten digits and the ODE-Net of Chen et al.
+	$(PY) datasets/prepare_digits.py
+	$(PY) tools/train_net.py --config-file configs/classification/digits_quickstart.yaml --resume
 
 test: lint types contracts docs ## all checks: lint, types, contracts, docs, then the tests (PYTEST_ARGS="-k solvers")
 	@echo "== pytest"

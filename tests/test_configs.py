@@ -104,8 +104,12 @@ def test_the_network_of_every_config_is_built(path: Path) -> None:
     cfg = load_config(path)
     model = build(path)
     flows = {n: m for n, m in model.named_modules() if isinstance(m, ODEBlock)}
-    assert bool(flows) == (cfg.MODEL.ODE.ROLE == "ode")
-    assert {re.search(r"res\d", n)[0] for n in flows} == set(cfg.MODEL.ODE.STAGES if flows else [])  # type: ignore[index]
+    assert bool(flows) == (cfg.MODEL.ODE.ROLE == "ode" and cfg.MODEL.BACKBONE.NAME != "build_mlp_backbone")
+    if cfg.MODEL.BACKBONE.NAME == "build_odenet_backbone":
+        stages = {f"s{number}" for number, blocks in enumerate(cfg.MODEL.ODE_NET.BLOCKS, 1) if blocks}
+    else:
+        stages = set(cfg.MODEL.ODE.STAGES)
+    assert {re.search(r"\b(res|s)\d", n)[0] for n in flows} == (stages if flows else set())  # type: ignore[index]
     if cfg.MODEL.ODE.PIECES == "constant":
         # A new flow is the identity, and a frozen one would stay it.
         assert all(p.requires_grad for flow in flows.values() for p in flow.parameters())

@@ -23,17 +23,11 @@ def finish_classifier(cfg: CfgNode, model: Classifier) -> None:
     Args:
         cfg: for the training data, and ``TEST.FAMILIAR_SHARE``.
         model: trained, in evaluation mode. Its ``familiarity`` is filled.
-
-    Raises:
-        ValueError: ``TEST.FAMILIAR_SHARE`` is out of range.
     """
-    share = cfg.TEST.FAMILIAR_SHARE
-    if not 0 < share < 1:
-        raise ValueError(f"TEST.FAMILIAR_SHARE is a share in (0, 1), and it is {share}; 0.99 is usual.")
     trained_on, held_out, mapper = reference_data(cfg)
     labels = torch.tensor([record["label"] for record in trained_on[:_MOST]], device=model.device)
     model.familiarity.fit(_features(model, trained_on[:_MOST], mapper, cfg.TEST.BATCH), labels)
-    model.familiarity.calibrate(_features(model, held_out, mapper, cfg.TEST.BATCH), share)
+    model.familiarity.calibrate(_features(model, held_out, mapper, cfg.TEST.BATCH), cfg.TEST.FAMILIAR_SHARE)
 
 
 def _features(model: Classifier, dicts: Sequence[Example], mapper: Mapper, batch: int) -> Tensor:

@@ -220,6 +220,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
             f"TEST.SCORE_THRESHOLD is compared with scores, which lie in [0, 1], and it is {cfg.TEST.SCORE_THRESHOLD}; "
             "0.5 is usual."
         )
+    if not 0 < cfg.TEST.FAMILIAR_SHARE < 1:
+        raise ConfigError(
+            f"TEST.FAMILIAR_SHARE is a share in (0, 1), and it is {cfg.TEST.FAMILIAR_SHARE}; 0.99 is usual."
+        )
     return cfg
 
 

@@ -408,3 +408,35 @@ def test_the_real_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
     assert float(mapper.pictures.images.float().mean()) == pytest.approx(0.1307 * 255, abs=0.02)
     assert [record["label"] for record in dicts[:8]] == [5, 0, 4, 1, 9, 2, 1, 3]
     assert sum(len(batch) for batch in data.test_loader(cfg, "mnist_test")) == 10_000
+
+
+def test_pictures_that_are_held_out_are_not_trained_on_whatever_the_seed(pets: Path) -> None:
+    cfg = config("a", a=pets / "train")
+    cfg.DATASETS.HELD_OUT = 0.34
+    trained_on, mapper = data.train_data(cfg)
+    cfg.SEED = 7
+    again, held_out, tested = data.reference_data(cfg)
+    assert [d["index"] for d in again] == [d["index"] for d in trained_on]
+    assert sorted(d["index"] for d in [*trained_on, *held_out]) == list(range(6))
+    assert len(held_out) == 2
+    assert torch.equal(mapper(trained_on[0])["image"], tested(trained_on[0])["image"])
+    cfg.DATASETS.HELD_OUT = 0.0
+    everything, familiar, _ = data.reference_data(cfg)
+    assert len(everything) == 6
+    assert familiar == everything
+
+
+def test_a_share_that_is_held_out_is_below_1(pets: Path) -> None:
+    cfg = config("a", a=pets / "train")
+    cfg.DATASETS.HELD_OUT = 1.0
+    with pytest.raises(DatasetError, match=r"HELD_OUT is a share in \[0, 1\), and it is 1.0"):
+        data.train_data(cfg)
+
+
+def test_pictures_to_be_drawn_are_rgb(pets: Path) -> None:
+    cfg = config("a", "a", side=6, a=pets / "train")
+    cfg.INPUT.FORMAT = "L"
+    found = data.images(cfg, "a", [4, 1])
+    assert list(found) == [4, 1]
+    assert {image.shape for image in found.values()} == {(6, 6, 3)}
+    assert (found[4][..., 0] == found[4][..., 2]).all()

@@ -232,11 +232,14 @@ def test_a_random_part_has_at_least_8_percent_of_the_picture() -> None:
 def test_the_middle_of_a_picture() -> None:
     image = torch.zeros(3, 80, 120, dtype=torch.uint8)
     image[:, :, 60] = 255
-    assert middle(image, 35).shape == (3, 35, 35)
+    assert middle(image, 35, 0.875).shape == (3, 35, 35)
     # 80 -> 40, 120 -> 60: columns 12 to 46 of 60, in which the line is at 30.
-    assert abs(int(middle(image, 35)[0, 10].argmax()) - 17) <= 1
-    assert middle(pictures(3, 20, 4), 32).shape == (3, 32, 32)
-    np.testing.assert_array_equal(middle(pictures(3, 8, 8), 7), pictures(3, 8, 8)[:, :7, :7])
+    assert abs(int(middle(image, 35, 0.875)[0, 10].argmax()) - 17) <= 1
+    assert middle(pictures(3, 20, 4), 32, 0.875).shape == (3, 32, 32)
+    np.testing.assert_array_equal(middle(pictures(3, 8, 8), 7, 0.875), pictures(3, 8, 8)[:, :7, :7])
+    everything = middle(image, 40, 1.0)
+    assert everything.shape == (3, 40, 40)
+    assert abs(int(everything[0, 10].argmax()) - 20) <= 1
 
 
 def config(**keys: object):  # type: ignore[no-untyped-def]  # a CfgNode

@@ -1,0 +1,166 @@
+"""A whole run of a classifier: trained, evaluated, resumed, asked about any picture."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.engine import HookBase
+
+from ode_detect.engine.checkpoint import CheckpointError
+from ode_detect.engine.config import ConfigError, load_config
+from ode_detect.engine.predict import Summary, predict
+from ode_detect.engine.run import Run, evaluate_only, open_run, train
+from ode_detect.engine.tasks import get_task
+from ode_detect.engine.trainer import Interrupted, Trainer
+from ode_detect.report.results import Results
+
+from ...conftest import ROOT
+
+CONFIG = str(ROOT / "configs" / "base" / "mnist.yaml")
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bright discs and bright squares of 28x28 on noise, 40 of each to train and 10 to test."""
+    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("shapes")
+    for part, count in (("train", 40), ("test", 10)):
+        for name in ("disc", "square"):
+            (folder / part / name).mkdir(parents=True)
+            for index in range(count):
+                picture = rng.integers(0, 40, (28, 28), dtype=np.uint8)
+                x, y, r = (int(v) for v in rng.integers((9, 9, 5), (19, 19, 8)))
+                if name == "disc":
+                    cv2.circle(picture, (x, y), r, 255, -1)
+                else:
+                    cv2.rectangle(picture, (x - r, y - r), (x + r, y + r), 255, -1)
+                cv2.imwrite(str(folder / part / name / f"{index}.png"), picture)
+    return folder
+
+
+def overrides(shapes: Path, output: Path, *more: str) -> list[str]:
+    entries = [{"NAME": f"shapes_{part}", "IMAGES": str(shapes / part)} for part in ("train", "test")]
+    settings = {
+        "DATASETS.CUSTOM": str(entries),
+        "DATASETS.TRAIN": "('shapes_train',)",
+        "DATASETS.TEST": "('shapes_test',)",
+        "DATASETS.HELD_OUT": "0.1",
+        "MODEL.CLASSIFIER.NUM_CLASSES": "2",
+        "MODEL.ODE_NET.CHANNELS": "[8]",
+        "MODEL.ODE.METHOD": "midpoint",
+        "MODEL.ODE.STEPS": "2",
+        "SOLVER.IMS_PER_BATCH": "16",
+        "SOLVER.MAX_ITER": "30",
+        "SOLVER.WARMUP_ITERS": "10",
+        "SOLVER.EMA_DECAY": "0.9",
+        "SOLVER.AMP.ENABLED": "False",
+        "SOLVER.CHECKPOINT_PERIOD": "10",
+        "TEST.EVAL_PERIOD": "10",
+        "TEST.BATCH": "8",
+        "OUTPUT_DIR": str(output),
+    }
+    return [*(word for pair in settings.items() for word in pair), *more]
+
+
+@pytest.fixture(scope="module")
+def trained(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Results]:
+    folder = tmp_path_factory.mktemp("run") / "shapes"
+    words = overrides(shapes, folder)
+    run = open_run(load_config(CONFIG, words), command="train", config_file=CONFIG, resume=False)
+    return words, train(run, resume=False)
+
+
+def test_a_run_learns_and_leaves_everything_behind(trained: tuple[list[str], Results]) -> None:
+    words, results = trained
+    folder = Path(words[-1])
+    (row,) = results.rows
+    assert row.metrics["top1"] >= 0.9
+    assert row.metrics["error"] == pytest.approx(1 - row.metrics["top1"])
+    assert {"precision", "recall", "f1", "ece", "nll", "unfamiliar"} <= row.metrics.keys()
+    assert row.cost["evaluations"] == 4
+    for file in ("accuracy.png", "loss.png", "confusion.png", "reliability.png", "predictions.jpg", "model_best.pth"):
+        assert (folder / file).stat().st_size > 1000, file
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    assert any("nfe_forward" in line for line in lines)
+
+
+def test_the_last_checkpoint_knows_its_classes_and_its_training_pictures(trained: tuple[list[str], Results]) -> None:
+    content = torch.load(Path(trained[0][-1]) / "model_final.pth", weights_only=True)
+    assert [category["name"] for category in content["categories"]] == ["disc", "square"]
+    assert float(content["model"]["familiarity.threshold"]) > 0
+
+
+class StopAt(HookBase):
+    def before_step(self) -> None:
+        if self.trainer.iter == 13:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_run_that_was_stopped_gives_the_same_bits(
+    shapes: Path, trained: tuple[list[str], Results], tmp_path: Path
+) -> None:
+    words = overrides(shapes, tmp_path / "again")
+    run = open_run(load_config(CONFIG, words), command="train", config_file=CONFIG, resume=False)
+    trainer = Trainer(run.cfg, run.task, lambda model: {})
+    trainer.resume_or_load(resume=False)
+    trainer.register_hooks([StopAt()])
+    with pytest.raises(Interrupted):
+        trainer.train()
+    train(open_run(load_config(CONFIG, words), command="train", config_file=CONFIG, resume=True), resume=True)
+    folders = [Path(trained[0][-1]), tmp_path / "again"]
+    whole, resumed = (torch.load(folder / "model_final.pth", weights_only=True)["model"] for folder in folders)
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def test_evaluation_alone_gives_the_metrics_of_the_run(trained: tuple[list[str], Results]) -> None:
+    words, results = trained
+    run = open_run(load_config(CONFIG, words), command="eval", config_file=CONFIG, resume=False, evaluating=True)
+    assert evaluate_only(run).rows[0].metrics == results.rows[0].metrics
+
+
+def prediction(words: list[str], given: Path, output: Path) -> Summary:
+    cfg = load_config(CONFIG, words)
+    return predict(Run(cfg, get_task(cfg), output, "predict", CONFIG), [str(given)])
+
+
+def test_any_picture_is_classified(
+    trained: tuple[list[str], Results], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = tmp_path / "given"
+    given.mkdir()
+    disc = cv2.circle(np.full((280, 280, 3), 20, np.uint8), (140, 140), 60, (255, 255, 255), -1)
+    cv2.imwrite(str(given / "disc.png"), disc)
+    stripes = np.tile(np.repeat(np.array([0, 255], np.uint8), 10), (200, 8))
+    cv2.imwrite(str(given / "stripes.jpg"), stripes)
+    (given / "cut.jpg").write_bytes((given / "stripes.jpg").read_bytes()[:300])
+    summary = prediction(trained[0], given, tmp_path / "found")
+    assert [Path(path).name for path, _ in summary.failed] == ["cut.jpg"]
+    content = json.loads((tmp_path / "found" / "predictions.json").read_text())
+    of = {i["file_name"]: [a for a in content["annotations"] if a["image_id"] == i["id"]] for i in content["images"]}
+    assert of["disc.png"][0]["category_name"] == "disc"
+    assert of["stripes.jpg"][0]["unfamiliar"]
+    assert (tmp_path / "found" / "drawn" / "disc.png").stat().st_size > 1000
+    err = capsys.readouterr().err
+    assert "disc.png: disc " in err
+    assert "UNLIKE the training pictures" in err
+
+
+def test_a_checkpoint_of_another_number_of_classes_is_refused(
+    trained: tuple[list[str], Results], tmp_path: Path
+) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((28, 28), np.uint8))
+    words, (_, folder) = trained[0][:-2], trained[0][-2:]
+    more = ["MODEL.CLASSIFIER.NUM_CLASSES", "3", "MODEL.WEIGHTS", f"{folder}/model_final.pth"]
+    with pytest.raises(CheckpointError, match=r"linear\.weight"):
+        prediction([*words, *more], tmp_path / "a.png", tmp_path / "found")
+
+
+def test_a_share_of_familiar_pictures_out_of_range_is_refused_before_hours_of_training() -> None:
+    with pytest.raises(ConfigError, match="FAMILIAR_SHARE"):
+        load_config(CONFIG, ["TEST.FAMILIAR_SHARE", "1.5"])
