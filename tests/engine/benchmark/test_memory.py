@@ -30,7 +30,7 @@ print(json.dumps([[one.peak, one.held] for one in found]))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the memory of a process")
 def test_growth_is_what_was_held_at_once_and_afterwards() -> None:
-    # In a process of its own: one that has run other tests has holes in its heap, in which such blocks find room or not.
+    # In a process of its own: one that has run other tests has holes in its heap, where such blocks find room or not.
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", MEASURED], capture_output=True, text=True, check=True)
     (peak, held), (peak_together, held_together) = json.loads(done.stdout)
     # Memory that was freed before counts again.
