@@ -55,12 +55,6 @@ def like_trained(model: nn.Module) -> nn.Module:
     return model
 
 
-@pytest.fixture(autouse=True)
-def _freed_memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a benchmark tells malloc lasts as long as the process, which other tests share."""
-    monkeypatch.setattr("ode_detect.engine.benchmark.memory._set_malloc", lambda name, value: None)
-
-
 @pytest.fixture(scope="session")
 def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight pictures of 96x80 with bright squares on noise, in COCO JSON; every third has none."""

@@ -54,13 +54,10 @@ def keep_freed_memory() -> None:
     Otherwise large tensors come fresh from the system each time, or not, by what was freed before them: on a virtual
     machine that alone makes one of two equal sides slower by a tenth. Does nothing where there is no mallopt.
     """
-    _set_malloc(_MMAP_THRESHOLD, 2**30)
-    _set_malloc(_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def _set_malloc(name: int, value: int) -> None:
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(name, value)
+        library = ctypes.CDLL(None)
+        library.mallopt(_MMAP_THRESHOLD, 2**30)
+        library.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _give_back() -> None:

@@ -93,6 +93,7 @@ def test_the_smallest_of_the_peaks_counts(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_networks_are_timed_in_turns_on_the_same_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "keep_freed_memory", lambda: None)  # of this process, for good
     monkeypatch.setattr(measure, "PICTURES", 3)
     ode, twin = loaded("ode", Network()), loaded("twin", Network(), "twin")
     steps = {network.name: TrainingStep(network) for network in (ode, twin)}
@@ -113,7 +114,8 @@ def test_networks_are_timed_in_turns_on_the_same_pictures(monkeypatch: pytest.Mo
     assert [(c.ours, c.other) for c in ratios] == [(rows[i].name, rows[i + 1].name) for i in (0, 2, 4)]
 
 
-def test_no_training_step_is_timed_unless_all_networks_have_one() -> None:
+def test_no_training_step_is_timed_unless_all_networks_have_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "keep_freed_memory", lambda: None)  # of this process, for good
     networks = [loaded("ode", Network()), loaded("twin", Network(), "twin")]
     rows, _ = time_networks(networks, {"ode": TrainingStep(networks[0])}, {}, seconds=0)
     assert {row.name.partition(": ")[0] for row in rows} == {ONE, f"{MANY} of 5"}
