@@ -84,8 +84,8 @@ def reference_data(cfg: CfgNode) -> tuple[list[Example], list[Example], Mapper]:
     """The training pictures as they are tested.
 
     Returns:
-        Dicts of those that are trained on, in random order; those that are held out (`DATASETS.HELD_OUT`), or the same
-        if none are; and the mapper from them to examples as in testing.
+        Dicts of those that are trained on; those that are held out (`DATASETS.HELD_OUT`), or the same if none are; and
+        the mapper from them to examples as in testing.
 
     Raises:
         DatasetError: as for `train_data`.
@@ -220,8 +220,8 @@ def _split(cfg: CfgNode, pictures: Pictures) -> tuple[list[Example], list[Exampl
         raise DatasetError(f"DATASETS.HELD_OUT is a share in [0, 1), and it is {share}; 0.02 is usual.")
     dicts = _dicts(cfg, pictures)
     order = torch.randperm(len(dicts), generator=torch.Generator().manual_seed(0)).tolist()
-    count = round(share * len(dicts))
-    return [dicts[i] for i in order[count:]], [dicts[i] for i in order[:count]]
+    held_out = set(order[: round(share * len(dicts))])
+    return [d for d in dicts if d["index"] not in held_out], [dicts[index] for index in sorted(held_out)]
 
 
 def _joined(names: Sequence[str], sets: Sequence[Pictures]) -> Pictures:

@@ -25,8 +25,10 @@ def finish_classifier(cfg: CfgNode, model: Classifier) -> None:
         model: trained, in evaluation mode. Its ``familiarity`` is filled.
     """
     trained_on, held_out, mapper = reference_data(cfg)
-    labels = torch.tensor([record["label"] for record in trained_on[:_MOST]], device=model.device)
-    model.familiarity.fit(_features(model, trained_on[:_MOST], mapper, cfg.TEST.BATCH), labels)
+    order = torch.randperm(len(trained_on), generator=torch.Generator().manual_seed(0))[:_MOST]
+    some = [trained_on[index] for index in order.tolist()]
+    labels = torch.tensor([record["label"] for record in some], device=model.device)
+    model.familiarity.fit(_features(model, some, mapper, cfg.TEST.BATCH), labels)
     model.familiarity.calibrate(_features(model, held_out, mapper, cfg.TEST.BATCH), cfg.TEST.FAMILIAR_SHARE)
 
 

@@ -40,6 +40,7 @@ def config(train: str = "", test: str = "", *, classes: int = 2, side: int = 0, 
     add_ode_config(cfg)
     cfg.INPUT.FORMAT, cfg.INPUT.RANDOM_FLIP, cfg.INPUT.SIDE = "RGB", "none", side
     cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.DATASETS.HELD_OUT = 0.0
     cfg.MODEL.CLASSIFIER.NUM_CLASSES = classes
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (train,) if train else (), (test,) if test else ()
     cfg.DATASETS.CUSTOM = [{"NAME": name, "IMAGES": str(folder)} for name, folder in custom.items()]

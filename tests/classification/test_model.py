@@ -88,13 +88,15 @@ def test_what_cannot_be_is_refused(wrong: dict[str, Any], words: str) -> None:
 def test_how_far_a_picture_is_comes_with_what_was_fitted() -> None:
     model = classifier().eval()
     assert set(model(batch())[0]) == {"logits", "features"}
-    features = torch.stack([output["features"] for output in model(batch(50))])
+    with torch.no_grad():
+        features = torch.stack([output["features"] for output in model(batch(50))])
     model.familiarity.fit(features, torch.arange(50) % 5)
     model.familiarity.calibrate(features, 0.9)
     again = classifier().eval()
     again.load_state_dict(model.state_dict())
-    outputs = again(batch(50))
+    with torch.no_grad():
+        outputs = again(batch(50))
+        white = again([{"image": torch.full((3, 6, 6), 255, dtype=torch.uint8)}])[0]
     assert sum(bool(output["far"]) for output in outputs) == 5
     assert outputs[0]["distance"].shape == ()
-    white = {"image": torch.full((3, 6, 6), 255, dtype=torch.uint8)}
-    assert float(again([white])[0]["distance"]) > float(again.familiarity.threshold)
+    assert float(white["distance"]) > float(again.familiarity.threshold)

@@ -33,7 +33,9 @@ def gradients(block, h):
 
 
 def distance(a, b):
-    return max(float((x - y).double().norm() / y.double().norm()) for x, y in zip(a, b, strict=True))
+    # A bias before a normalisation has no gradient but rounding, of which no share means anything.
+    least = 0.01 * max(float(y.double().norm()) for y in b)
+    return max(float((x - y).double().norm() / max(y.double().norm(), least)) for x, y in zip(a, b, strict=True))
 
 
 def by_hand(field, h, *, steps, duration, coupling):
