@@ -28,18 +28,16 @@ CONFIG = str(ROOT / "configs" / "base" / "mnist.yaml")
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Bright discs and bright squares of 28x28 on noise, 40 of each to train and 10 to test."""
+    """Level and upright bars of 28x28 on noise, 40 of each to train and 10 to test."""
     rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("shapes")
     for part, count in (("train", 40), ("test", 10)):
-        for name in ("disc", "square"):
+        for name in ("level", "upright"):
             (folder / part / name).mkdir(parents=True)
             for index in range(count):
                 picture = rng.integers(0, 40, (28, 28), dtype=np.uint8)
-                x, y, r = (int(v) for v in rng.integers((9, 9, 5), (19, 19, 8)))
-                if name == "disc":
-                    cv2.circle(picture, (x, y), r, 255, -1)
-                else:
-                    cv2.rectangle(picture, (x - r, y - r), (x + r, y + r), 255, -1)
+                at = int(rng.integers(6, 18))
+                picture[at : at + 4, 3:25] = 255
+                picture = picture if name == "level" else picture.T
                 cv2.imwrite(str(folder / part / name / f"{index}.png"), picture)
     return folder
 
@@ -56,8 +54,9 @@ def overrides(shapes: Path, output: Path, *more: str) -> list[str]:
         "MODEL.ODE.METHOD": "midpoint",
         "MODEL.ODE.STEPS": "2",
         "SOLVER.IMS_PER_BATCH": "16",
-        "SOLVER.MAX_ITER": "30",
+        "SOLVER.MAX_ITER": "40",
         "SOLVER.WARMUP_ITERS": "10",
+        "SOLVER.BASE_LR": "0.02",
         "SOLVER.EMA_DECAY": "0.9",
         "SOLVER.AMP.ENABLED": "False",
         "SOLVER.CHECKPOINT_PERIOD": "10",
@@ -92,7 +91,7 @@ def test_a_run_learns_and_leaves_everything_behind(trained: tuple[list[str], Res
 
 def test_the_last_checkpoint_knows_its_classes_and_its_training_pictures(trained: tuple[list[str], Results]) -> None:
     content = torch.load(Path(trained[0][-1]) / "model_final.pth", weights_only=True)
-    assert [category["name"] for category in content["categories"]] == ["disc", "square"]
+    assert [category["name"] for category in content["categories"]] == ["level", "upright"]
     assert float(content["model"]["familiarity.threshold"]) > 0
 
 
@@ -134,20 +133,19 @@ def test_any_picture_is_classified(
 ) -> None:
     given = tmp_path / "given"
     given.mkdir()
-    disc = cv2.circle(np.full((280, 280, 3), 20, np.uint8), (140, 140), 60, (255, 255, 255), -1)
-    cv2.imwrite(str(given / "disc.png"), disc)
-    stripes = np.tile(np.repeat(np.array([0, 255], np.uint8), 10), (200, 8))
-    cv2.imwrite(str(given / "stripes.jpg"), stripes)
-    (given / "cut.jpg").write_bytes((given / "stripes.jpg").read_bytes()[:300])
+    bar = cv2.rectangle(np.full((280, 280, 3), 20, np.uint8), (30, 120), (250, 160), (255, 255, 255), -1)
+    cv2.imwrite(str(given / "bar.png"), bar)
+    cv2.imwrite(str(given / "white.jpg"), np.full((200, 160), 255, np.uint8))
+    (given / "cut.jpg").write_bytes((given / "white.jpg").read_bytes()[:300])
     summary = prediction(trained[0], given, tmp_path / "found")
     assert [Path(path).name for path, _ in summary.failed] == ["cut.jpg"]
     content = json.loads((tmp_path / "found" / "predictions.json").read_text())
     of = {i["file_name"]: [a for a in content["annotations"] if a["image_id"] == i["id"]] for i in content["images"]}
-    assert of["disc.png"][0]["category_name"] == "disc"
-    assert of["stripes.jpg"][0]["unfamiliar"]
-    assert (tmp_path / "found" / "drawn" / "disc.png").stat().st_size > 1000
+    assert of["bar.png"][0]["category_name"] == "level"
+    assert of["white.jpg"][0]["unfamiliar"]
+    assert (tmp_path / "found" / "drawn" / "bar.png").stat().st_size > 1000
     err = capsys.readouterr().err
-    assert "disc.png: disc " in err
+    assert "bar.png: level " in err
     assert "UNLIKE the training pictures" in err
 
 
