@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line; flags may stand anywhere among KEY VALUE pairs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", metavar="FILE", help="check DATASETS.TRAIN and DATASETS.TEST of a config")
+    parser.add_argument("--config-file", metavar="FILE", help="check DATASETS.TRAIN and DATASETS.TEST of a detector")
     parser.add_argument("--images", metavar="DIR", help="without a config: folder of the pictures")
     parser.add_argument("--annotations", metavar="PATH", help="COCO JSON, or a folder of VOC XML")
     parser.add_argument("--split", metavar="FILE", help="with VOC XML: a file with one id per line")
@@ -88,13 +88,18 @@ def main(arguments: list[str]) -> None:
 def _sources(args: argparse.Namespace) -> tuple[CfgNode | None, list[Any], list[str], list[str]]:
     """The config if there is one, the data sets, and the names of those for training and for test."""
     from ode_detect.detection.custom import Source, source_of
-    from ode_detect.engine.config import load_config
+    from ode_detect.engine.config import ConfigError, load_config
     from ode_detect.engine.tasks import get_task
     from ode_detect.media.errors import DatasetError
 
     if args.config_file:
         cfg = load_config(args.config_file, args.overrides)
         task = get_task(cfg)
+        if task.name != "detection":
+            raise ConfigError(
+                f"boxes are checked here, and TASK of {args.config_file} is {task.name}. tools/train_net.py checks its "
+                "data before it trains."
+            )
         train, test = list(cfg.DATASETS.TRAIN), list(cfg.DATASETS.TEST)
         names = list(dict.fromkeys([*train, *test]))
         task.require(names)

@@ -210,7 +210,7 @@ def _training_pictures(cfg: CfgNode) -> Pictures:
     if not names:
         raise DatasetError("DATASETS.TRAIN names the data sets to train on, and it is empty; give it one.")
     _check_classes(cfg, names)
-    return _joined(names, [_read(cfg, name) for name in names])
+    return _joined(names, [_read(cfg, name) for name in names], cfg.INPUT.SIDE)
 
 
 def _split(cfg: CfgNode, pictures: Pictures) -> tuple[list[Example], list[Example]]:
@@ -221,18 +221,30 @@ def _split(cfg: CfgNode, pictures: Pictures) -> tuple[list[Example], list[Exampl
     dicts = _dicts(cfg, pictures)
     order = torch.randperm(len(dicts), generator=torch.Generator().manual_seed(0)).tolist()
     held_out = set(order[: round(share * len(dicts))])
+    if dicts and len(held_out) == len(dicts):
+        raise DatasetError(
+            f"DATASETS.HELD_OUT {share:g} of {len(dicts)} training pictures leaves none to train on; lower it, 0 holds "
+            "out none."
+        )
     return [d for d in dicts if d["index"] not in held_out], [dicts[index] for index in sorted(held_out)]
 
 
-def _joined(names: Sequence[str], sets: Sequence[Pictures]) -> Pictures:
+def _joined(names: Sequence[str], sets: Sequence[Pictures], side: int) -> Pictures:
     """Several sets as one."""
     if len(sets) == 1:
         return sets[0]
     labels = list(itertools.chain.from_iterable(each.labels for each in sets))
     files = list(itertools.chain.from_iterable(each.files for each in sets))
     images = [each.images for each in sets if each.images is not None]
-    if len(images) == len(sets) and len({image.shape[1:] for image in images}) == 1:
+    sizes = {image.shape[1:] for image in images}
+    if len(images) == len(sets) and len(sizes) == 1:
         return Pictures(labels, torch.cat(images), files if len(files) == len(labels) else (), sets[0].format)
+    if side == 0 and len(sizes) > 1:
+        raise DatasetError(
+            f"INPUT.SIDE 0 takes pictures as they are, which then have one size, and those of {', '.join(names)} have "
+            f"{_listed([f'{width}x{height}' for _, height, width in sorted(sizes)])}. Set INPUT.SIDE to the side in "
+            "pixels that the network is to see."
+        )
     if len(files) == len(labels):
         return Pictures(labels, None, files, sets[0].format)
     raise DatasetError(
@@ -258,6 +270,11 @@ def _check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
             raise DatasetError(
                 f"training and test data have the same classes; beside {first}, {name} {' and '.join(wrong)}. Rename, "
                 "add or delete folders until both have the same."
+            )
+        if found != classes[first]:
+            raise DatasetError(
+                f"the classes of training and test data have one order, and {name} has those of {first} in another "
+                f"({_listed(found)}; {_listed(classes[first])}). Use two data sets of one kind."
             )
         if len(found) != known:
             raise DatasetError(

@@ -48,9 +48,16 @@ class Familiarity(nn.Module):
 
         Raises:
             ValueError: no picture.
+            FloatingPointError: features that are not finite.
         """
         if not len(features):
             raise ValueError("the distance to training pictures needs their features, and there is none.")
+        spoilt = int((~features.isfinite().all(dim=1)).sum())
+        if spoilt:
+            raise FloatingPointError(
+                f"the features of training pictures must be finite; those of {spoilt} of {len(features)} are not. The "
+                "network diverged in its last iteration, or its weights are broken."
+            )
         features = features.double()
         counts = torch.bincount(labels, minlength=len(self.means))
         sums = torch.zeros_like(self.means, dtype=torch.float64).index_add_(0, labels, features)

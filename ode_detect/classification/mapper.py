@@ -169,8 +169,6 @@ class Mapper:
     def __init__(
         self, pictures: Pictures, *, side: int, share: float = 1.0, augmentation: Augmentation | None = None
     ) -> None:
-        if not 0 < share <= 1:
-            raise ValueError(f"INPUT.CENTER_SHARE is a share in (0, 1], and it is {share}; 0.875 is usual.")
         self.pictures, self.side, self.share, self.augmentation = pictures, side, share, augmentation
         self._crop = RandomResizedCrop(side, antialias=True) if side and augmentation else None
 

@@ -10,11 +10,14 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from torch import Tensor, nn
 
+from ode_detect.backbones.flows import norm_layer
 from ode_detect.ode.fields import make_norm
+from ode_detect.ode.names import check_name
 
 from .familiarity import Familiarity
 
 Example = dict[str, Any]
+NORMS = ("BN", "GN", "LN")
 
 
 @META_ARCH_REGISTRY.register()
@@ -24,7 +27,7 @@ class Classifier(nn.Module):
     Args:
         backbone: gives a dict of feature maps, and ``output_shape()``.
         in_feature: which of them; "" is the last.
-        num_classes: K.
+        num_classes: K, 2 or more.
         norm: normalisation before the pooling ("GN", "LN", "BN"), with a relu behind it, as pre-activated blocks need
             it; "" for neither.
         dropout: before the linear layer, in [0, 1).
@@ -34,7 +37,7 @@ class Classifier(nn.Module):
         channels_last: the memory format of the pictures.
 
     Raises:
-        ValueError: a feature that the backbone does not give, or a share out of range.
+        ValueError: a feature that the backbone does not give, an unknown norm, or a number out of range.
     """
 
     pixel_mean: Tensor
@@ -63,11 +66,16 @@ class Classifier(nn.Module):
                 f"MODEL.CLASSIFIER.IN_FEATURE is one of what the backbone gives ({', '.join(shapes)}), not "
                 f"{in_feature!r}; '' takes the last."
             )
+        if num_classes < 2:
+            raise ValueError(
+                f"a classifier tells two classes or more apart, and MODEL.CLASSIFIER.NUM_CLASSES is {num_classes}; "
+                "give the data a folder for each class, and set it to their number."
+            )
         for key, share in (("DROPOUT", dropout), ("LABEL_SMOOTHING", label_smoothing)):
             if not 0 <= share < 1:
                 raise ValueError(f"MODEL.CLASSIFIER.{key} is a share in [0, 1), not {share}; 0.1 is usual.")
         channels = shapes[self.in_feature].channels
-        self.norm = nn.Sequential(_norm(norm, channels), nn.ReLU()) if norm else nn.Identity()
+        self.norm = _activation(norm, channels) if norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(channels, num_classes)
         self.familiarity = Familiarity(classes=num_classes, channels=channels)
@@ -77,8 +85,13 @@ class Classifier(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        """Read ``MODEL.CLASSIFIER``, and the backbone that ``MODEL.BACKBONE`` names."""
+        """Read ``MODEL.CLASSIFIER``, and the backbone that ``MODEL.BACKBONE`` names.
+
+        Raises:
+            ValueError: ``PIXEL_MEAN`` and ``PIXEL_STD`` are not those of the channels of ``INPUT.FORMAT``.
+        """
         model = cfg.MODEL
+        _check_channels(cfg)
         return {
             "backbone": build_backbone(cfg),
             "in_feature": model.CLASSIFIER.IN_FEATURE,
@@ -125,5 +138,17 @@ class Classifier(nn.Module):
         return self.norm(self.backbone(images)[self.in_feature]).mean((2, 3))
 
 
-def _norm(name: str, channels: int) -> nn.Module:
-    return nn.BatchNorm2d(channels) if name == "BN" else make_norm(name, channels)
+def _activation(norm: str, channels: int) -> nn.Sequential:
+    check_name(norm, NORMS, "MODEL.CLASSIFIER.NORM")
+    return nn.Sequential(make_norm(norm_layer(norm), channels), nn.ReLU())
+
+
+def _check_channels(cfg: CfgNode) -> None:
+    # Detectron2 builds the backbone for as many channels as there are means, and torch would repeat a grey picture.
+    mean, std, format = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT
+    channels = 1 if format == "L" else 3
+    if (len(mean), len(std)) != (channels, channels):
+        raise ValueError(
+            f"MODEL.PIXEL_MEAN and PIXEL_STD have a value for each channel, {channels} of INPUT.FORMAT {format}, and "
+            f"they are {list(mean)} and {list(std)}. Give {channels} of each, or set INPUT.FORMAT to RGB or L."
+        )

@@ -30,9 +30,10 @@ from ode_detect.ode.dial import (
     set_solvers,
     solved_by,
 )
-from ode_detect.ode.diffeq import adaptive_methods, takes_steps
+from ode_detect.ode.dial import methods as methods_of_flows
+from ode_detect.ode.diffeq import takes_steps
 from ode_detect.ode.names import check_name
-from ode_detect.ode.solvers import TABLEAUS, Solver
+from ode_detect.ode.solvers import LEFT_OUT, TABLEAUS, Solver
 from ode_detect.report.files import whole
 from ode_detect.report.plots import MetricsError, plot_dial
 from ode_detect.report.results import Results, Row
@@ -178,8 +179,9 @@ class Dial:
         found = {self.full.name: self.full}
         try:
             for method in methods:
-                check_name(method, [*TABLEAUS, *adaptive_methods()], "method")
-                for count in steps if method in TABLEAUS or takes_steps(Adaptive(method)) else [None]:
+                check_name(method, methods_of_flows(), "method")
+                stepping = method in (*TABLEAUS, LEFT_OUT) or takes_steps(Adaptive(method))
+                for count in steps if stepping else [None]:
                     chosen = set_solvers(
                         self.model, steps=count, method=method, flow=flows, **tolerances(self.run.cfg), dry=True
                     )

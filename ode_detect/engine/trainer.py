@@ -25,6 +25,7 @@ from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter,
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ode_detect.media.errors import DatasetError
 from ode_detect.ode import SolveRecord, record_solves
 from ode_detect.ode.dial import set_solvers
 
@@ -110,7 +111,8 @@ class Trainer(SimpleTrainer):
     def stream(self) -> DataLoader[list[Any]]:
         """The batches from the first iteration on that is left."""
         cfg = self._cfg
-        dicts, mapper = self._task.train_data(cfg)
+        with config_errors():
+            dicts, mapper = self._task.train_data(cfg)
         # Whoever uses the weights may not have the data that name the classes.
         self.checkpointer.notes["categories"] = self._task.categories(cfg)
         with config_errors():
@@ -381,9 +383,11 @@ def build_network(cfg: CfgNode) -> nn.Module:
 
 @contextmanager
 def config_errors() -> Iterator[None]:
-    """What fails while a network, an optimizer or a stream is built fails for a value in the config."""
+    """What fails while a network, an optimizer or a stream is built fails for a config value, or for the data."""
     try:
         yield
+    except DatasetError:
+        raise
     except (ValueError, KeyError, AssertionError, RuntimeError) as error:
         detail = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise ConfigError(f"the config cannot be built: {detail}") from error

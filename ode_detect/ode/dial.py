@@ -16,7 +16,7 @@ from .diffeq import adaptive_methods, takes_steps
 from .gradients import check_solvable
 from .names import check_name
 from .observation import in_evaluation
-from .solvers import TABLEAUS, Adaptive, FixedStep, Solver
+from .solvers import LEFT_OUT, TABLEAUS, Adaptive, FixedStep, LeftOut, Solver
 
 T = TypeVar("T")
 
@@ -77,7 +77,8 @@ def solver_override(
     Args:
         model: a module with flows, or a flow.
         steps: steps over the whole time, >= 1; or a mapping from flow to steps, which leaves the other flows alone.
-        method: "euler", "midpoint", "heun", "rk4", a method of torchdiffeq; or a mapping from flow to method.
+        method: "euler", "midpoint", "heun", "rk4", a method of torchdiffeq, or "left_out", which runs some blocks of a
+            converted network and leaves out the others; or a mapping from flow to method.
         flow: change only these flows, by path, by block name or by whole words of one ("res4"); None changes all. It
             goes with one number and one method: a mapping names its flows itself.
         rtol: relative tolerance of a flow that leaves fixed steps for a method of torchdiffeq; None is `Adaptive`'s.
@@ -168,6 +169,11 @@ def set_solvers(
     return chosen
 
 
+def methods() -> list[str]:
+    """The names of all methods: ours, those of torchdiffeq, and "left_out", which leaves blocks out."""
+    return [*TABLEAUS, *adaptive_methods(), LEFT_OUT]
+
+
 def changed_solver(
     solver: Solver,
     *,
@@ -183,7 +189,7 @@ def changed_solver(
     Args:
         solver: the one to begin with; it gives projection, tolerances, and what is None here.
         steps: number of steps, >= 1.
-        method: a fixed-step method of ours, or a method of torchdiffeq.
+        method: one of `methods`.
         rtol: where a `FixedStep`, which has no tolerances, becomes an `Adaptive`: its rtol; None is its default.
         atol: the same of its atol.
         max_evaluations: the same of its max_evaluations.
@@ -192,8 +198,8 @@ def changed_solver(
     Raises:
         ValueError: see `solver_override`.
     """
-    name = solver.method if method is None else check_name(method, [*TABLEAUS, *adaptive_methods()], "method")
-    fixed = name in TABLEAUS if method is not None else isinstance(solver, FixedStep)
+    name = solver.method if method is None else check_name(method, methods(), "method")
+    fixed = name in (*TABLEAUS, LEFT_OUT) if method is not None else isinstance(solver, FixedStep)
     if fixed:
         count = steps if steps is not None else solver.steps if takes_steps(solver) else None
         if count is None:
@@ -201,7 +207,8 @@ def changed_solver(
                 f"{name!r} takes steps of a fixed size, and {block!r}, solved by {solver.method!r}, has no number of "
                 "them; give steps."
             )
-        return FixedStep(name, steps=count, projection=getattr(solver, "projection", "none"))
+        kind = LeftOut if name == LEFT_OUT else FixedStep
+        return kind(name, steps=count, projection=getattr(solver, "projection", "none"))
     if isinstance(solver, FixedStep) and solver.projection != "none":
         raise ValueError(
             f"{name!r} integrates a smooth flow, and {block!r} is projected by {solver.projection!r} after each step; "

@@ -50,6 +50,8 @@ TABLEAUS = {
         order=4,
     ),
 }
+# Of `LeftOut`, which is no way to solve a flow.
+LEFT_OUT = "left_out"
 # In place: the state after a step is a fresh tensor, which nobody else holds.
 PROJECTIONS: dict[str, Callable[[Tensor], Tensor] | None] = {"none": None, "relu": F.relu_}
 
@@ -100,6 +102,46 @@ class FixedStep:
         h = runge_kutta_step(evaluate, self.tableau, start, end, h)
         project = PROJECTIONS[self.projection]
         return h if project is None else project(h)
+
+
+@dataclass(frozen=True)
+class LeftOut(FixedStep):
+    """Some blocks of a residual network, the others left out: what fewer steps through all of them are held against.
+
+    Steps of size 1, as those of the network, at evenly spread whole times; in between the state stays as it is.
+
+    Attributes:
+        method: "left_out".
+        steps: blocks that are kept, at most as many as the flow lasts.
+        projection: as for `FixedStep`.
+
+    Raises:
+        ValueError: as for `FixedStep`; when it is solved, a flow that does not last a whole time of ``steps`` or more.
+    """
+
+    method: str = LEFT_OUT
+
+    def __post_init__(self) -> None:
+        check_name(self.method, (LEFT_OUT,), "method of LeftOut")
+        check_name(self.projection, PROJECTIONS, "projection")
+        check_count("steps", self.steps, "at least one block is kept")
+
+    @property
+    def tableau(self) -> Tableau:
+        """Euler's."""
+        return TABLEAUS["euler"]
+
+    def grid(self, duration: float) -> Iterator[tuple[float, float]]:
+        """Start and end of each block that is kept."""
+        blocks = round(duration)
+        if blocks != duration or self.steps > blocks:
+            raise ValueError(
+                f"of the blocks of a flow at most all are kept, and {self.steps} were asked for of a flow that lasts "
+                f"{duration:g}; give fewer steps, and one piece for each block."
+            )
+        for index in range(self.steps):
+            start = (2 * index + 1) * blocks // (2 * self.steps)
+            yield float(start), float(start + 1)
 
 
 def grid_point(duration: float, index: int, count: int) -> float:

@@ -15,7 +15,7 @@ def config() -> CfgNode:
     cfg = get_cfg()
     add_ode_config(cfg)
     cfg.MODEL.merge_from_list(["META_ARCHITECTURE", "Classifier", "DEVICE", "cpu", "PIXEL_MEAN", [0.0]])
-    cfg.MODEL.PIXEL_STD, cfg.MODEL.BACKBONE.NAME = [255.0], "build_mlp_backbone"
+    cfg.MODEL.PIXEL_STD, cfg.MODEL.BACKBONE.NAME, cfg.INPUT.FORMAT = [255.0], "build_mlp_backbone", "L"
     return cfg
 
 

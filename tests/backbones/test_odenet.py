@@ -33,7 +33,7 @@ def config(field: str = "concat", *net: object, **ode: object) -> CfgNode:
 def chen(**ode: object) -> CfgNode:
     cfg = config("concat", "STEM", "chen", "CHANNELS", [64], "BLOCKS", [6], PIECES="constant", **ode)
     cfg.MODEL.merge_from_list(["META_ARCHITECTURE", "Classifier", "DEVICE", "cpu", "PIXEL_MEAN", [0.0]])
-    cfg.MODEL.PIXEL_STD, cfg.MODEL.CLASSIFIER.NORM = [255.0], "GN"
+    cfg.MODEL.PIXEL_STD, cfg.MODEL.CLASSIFIER.NORM, cfg.INPUT.FORMAT = [255.0], "GN", "L"
     cfg.MODEL.BACKBONE.NAME = "build_odenet_backbone"
     return cfg
 

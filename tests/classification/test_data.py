@@ -386,6 +386,31 @@ def test_two_sets_are_trained_on_as_one(pets: Path, tmp_path: Path) -> None:
             np.testing.assert_array_equal(mapper(dicts[8])["image"].numpy(), expected)
 
 
+def test_sets_of_different_sizes_are_one_only_with_a_side(pets: Path, tmp_path: Path) -> None:
+    for name in ("dog", "cat"):
+        picture(tmp_path / "large" / name / "0.png", size=(12, 10))
+    cfg = config("a", a=pets / "train", b=tmp_path / "large")
+    cfg.DATASETS.TRAIN = ("a", "b")
+    with pytest.raises(DatasetError, match=r"those of a, b have 8x8, 12x10\. Set INPUT\.SIDE"):
+        data.train_data(cfg)
+    cfg.INPUT.SIDE = 8
+    dicts, mapper = data.train_data(cfg)
+    assert {mapper(record)["image"].shape for record in dicts} == {(3, 8, 8)}
+
+
+def test_train_and_test_have_their_classes_in_one_order(pets: Path) -> None:
+    class Reversed(folders.FolderSource):
+        def class_names(self) -> tuple[str, ...]:
+            return super().class_names()[::-1]
+
+    cfg = config("a", "b", a=pets / "train")
+    source = Reversed("b", pets / "test", "get it")
+    DatasetCatalog.register("b", list)
+    MetadataCatalog.get("b").set(source=source)
+    with pytest.raises(DatasetError, match=r"b has those of a in another \(dog, cat; cat, dog\)"):
+        data.check_test_data(cfg)
+
+
 def test_the_format_is_colour_or_grey(pets: Path) -> None:
     cfg = config("a", a=pets / "train")
     cfg.INPUT.FORMAT = "BGR"
@@ -431,6 +456,13 @@ def test_a_share_that_is_held_out_is_below_1(pets: Path) -> None:
     cfg = config("a", a=pets / "train")
     cfg.DATASETS.HELD_OUT = 1.0
     with pytest.raises(DatasetError, match=r"HELD_OUT is a share in \[0, 1\), and it is 1.0"):
+        data.train_data(cfg)
+
+
+def test_holding_out_every_picture_is_refused(pets: Path) -> None:
+    cfg = config("a", a=pets / "train")
+    cfg.DATASETS.HELD_OUT = 0.95
+    with pytest.raises(DatasetError, match=r"HELD_OUT 0\.95 of 6 training pictures leaves none"):
         data.train_data(cfg)
 
 

@@ -56,6 +56,13 @@ def test_features_that_do_not_vary_are_no_error() -> None:
     assert float(one(torch.ones(1, 4))) <= float(one.threshold)
 
 
+def test_features_of_a_network_that_diverged_are_an_error_that_says_so() -> None:
+    broken = torch.ones(6, 4)
+    broken[2, 1] = torch.nan
+    with pytest.raises(FloatingPointError, match="those of 1 of 6 are not"):
+        Familiarity(classes=2, channels=4).fit(broken, torch.tensor([0, 1] * 3))
+
+
 def test_no_picture_is_an_error() -> None:
     with pytest.raises(ValueError, match="there is none"):
         Familiarity(classes=2, channels=4).fit(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))

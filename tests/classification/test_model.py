@@ -3,10 +3,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from ode_detect.classification.model import Classifier
+from ode_detect.engine.config import add_ode_config
 
 
 class Backbone(nn.Module):
@@ -78,11 +80,23 @@ def test_the_feature_is_chosen_by_name(feature: str, channels: int) -> None:
         ({"in_feature": "c"}, r"\(a, b\), not 'c'"),
         ({"dropout": 1.0}, r"DROPOUT is a share in \[0, 1\), not 1.0"),
         ({"label_smoothing": -0.1}, "LABEL_SMOOTHING is a share"),
+        ({"num_classes": 1}, r"NUM_CLASSES is 1; give the data a folder for each class"),
+        ({"norm": "NB"}, r"unknown MODEL\.CLASSIFIER\.NORM 'NB'; known are BN, GN, LN"),
     ],
 )
 def test_what_cannot_be_is_refused(wrong: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         classifier(**wrong)
+
+
+@pytest.mark.parametrize(("format", "mean", "std"), [("L", 3, 3), ("RGB", 1, 1), ("RGB", 3, 1), ("L", 2, 1)])
+def test_there_is_a_mean_and_a_deviation_for_each_channel(format: str, mean: int, std: int) -> None:
+    cfg = get_cfg()
+    add_ode_config(cfg)
+    cfg.MODEL.BACKBONE.NAME, cfg.INPUT.FORMAT = "build_mlp_backbone", format
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = [1.0] * mean, [2.0] * std
+    with pytest.raises(ValueError, match=rf"{1 if format == 'L' else 3} of INPUT\.FORMAT {format}, and they are"):
+        Classifier(cfg)
 
 
 def test_how_far_a_picture_is_comes_with_what_was_fitted() -> None:

@@ -42,6 +42,9 @@ def write(folder: Path, text: str) -> Path:
         ("TEST: {SCORE_THRESHOLD: 1.5}", [], r"lie in \[0, 1\], and it is 1\.5"),
         ("MODEL: {}", ["TEST.SCORE_THRESHOLD", "-0.1"], r"lie in \[0, 1\]"),
         ("TEST: {SCORE_THRESHOLD: .nan}", [], r"lie in \[0, 1\]"),
+        ("TEST: {BATCH: 0}", [], r"TEST\.BATCH counts pictures, 1 or more, and it is 0"),
+        ("INPUT: {CENTER_SHARE: 0.0}", [], r"CENTER_SHARE is a share in \(0, 1\], and it is 0"),
+        ("INPUT: {SIDE: -1}", [], r"INPUT\.SIDE is a side in pixels, 0 or more, and it is -1"),
     ],
 )
 def test_a_config_that_cannot_be_used_says_why(tmp_path: Path, text: str, overrides: list[str], message: str) -> None:

@@ -13,6 +13,7 @@ from ode_detect.ode.dial import (
     takes_steps,
 )
 from ode_detect.ode.names import UnknownNameError
+from ode_detect.ode.solvers import LeftOut
 
 
 class Network(nn.Module):
@@ -340,3 +341,40 @@ def test_statistics_kept_in_evaluation_are_those_that_normalise(smooth):
     expected = smooth(x)
     with statistics_kept(smooth):
         assert torch.equal(smooth(x), expected)
+
+
+# --- blocks left out ---
+
+
+@pytest.mark.parametrize(
+    ("kept", "starts"), [(8, range(8)), (7, (0, 1, 2, 4, 5, 6, 7)), (4, (1, 3, 5, 7)), (2, (2, 6)), (1, (4,))]
+)
+def test_blocks_are_kept_at_even_distances(kept, starts):
+    assert list(LeftOut(steps=kept).grid(8.0)) == [(start, start + 1) for start in starts]
+
+
+def test_blocks_are_left_out_as_by_hand(network):
+    x = torch.randn(2, 4, 5, 5)
+    with solver_override(network, steps=2, method="left_out"):
+        assert network.solvers == [LeftOut(steps=2, projection="relu")] * 2
+        found = network(x)
+    h = x
+    for stage in (network.res2, network.res3):
+        h = stage[1](stage[0](h))
+        for piece in (1, 3):
+            h = torch.relu(h + stage[2].field.pieces[piece](0.0, h))
+    assert torch.equal(found, h)
+    with solver_override(network, steps=4, method="left_out"):
+        assert torch.equal(network(x), network(x))
+        everything = network(x)
+    assert torch.equal(everything, network(x)), "four of four blocks are the network"
+
+
+def test_more_blocks_than_there_are_cannot_be_kept(network):
+    with (
+        solver_override(network, steps=5, method="left_out"),
+        pytest.raises(ValueError, match="5 were asked for of a flow that lasts 4"),
+    ):
+        network(torch.randn(1, 4, 5, 5))
+    with pytest.raises(ValueError, match=r"flow that lasts 3\.5"):
+        list(LeftOut(steps=1).grid(3.5))

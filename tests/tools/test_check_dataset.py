@@ -43,6 +43,12 @@ def test_a_folder_is_checked_drawn_and_reported(
     assert "no.json" in capsys.readouterr().err
 
 
+def test_the_config_of_a_classifier_is_refused(tool: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    config = ROOT / "configs" / "classification" / "mnist_odenet.yaml"
+    assert run_tool(tool.main, ["--config-file", str(config)]) == 2
+    assert "boxes are checked here, and TASK of" in capsys.readouterr().err
+
+
 def test_a_config_is_checked_and_repaired_and_the_repaired_copy_is_in_order(
     tool: ModuleType, squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

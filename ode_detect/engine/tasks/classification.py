@@ -17,6 +17,7 @@ from torch import Tensor, nn, no_grad
 from ode_detect.classification import data, evaluation
 from ode_detect.classification.finish import finish_classifier
 from ode_detect.classification.model import Classifier
+from ode_detect.classification.optimize import optimize_classifier
 from ode_detect.classification.predict import ClassificationPredictor
 from ode_detect.engine.task import Example, Predictor, Task
 from ode_detect.ode import optimize_for_inference
@@ -102,6 +103,8 @@ def _finish(cfg: CfgNode, model: nn.Module) -> None:
 
 
 def _optimize(model: nn.Module, batch: list[Example]) -> tuple[nn.Module, object]:
+    if isinstance(model, Classifier):
+        return optimize_classifier(model, batch)
     return optimize_for_inference(model, batch)
 
 

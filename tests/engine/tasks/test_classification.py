@@ -19,6 +19,7 @@ from ode_detect.engine.predict import Summary, predict
 from ode_detect.engine.run import Run, evaluate_only, open_run, train
 from ode_detect.engine.tasks import get_task
 from ode_detect.engine.trainer import Interrupted, Trainer
+from ode_detect.media.errors import DatasetError
 from ode_detect.report.results import Results
 
 from ...conftest import ROOT
@@ -123,6 +124,14 @@ def test_evaluation_alone_gives_the_metrics_of_the_run(trained: tuple[list[str],
     assert evaluate_only(run).rows[0].metrics == results.rows[0].metrics
 
 
+def test_evaluation_of_the_optimised_copy_gives_the_same_answers(trained: tuple[list[str], Results]) -> None:
+    words, results = trained
+    cfg = load_config(CONFIG, [*words[:-2], "MODEL.OPTIMIZE_FOR_INFERENCE", "True", *words[-2:]])
+    row = evaluate_only(open_run(cfg, command="eval", config_file=CONFIG, resume=False, evaluating=True)).rows[0]
+    assert row.metrics.keys() == results.rows[0].metrics.keys()
+    assert row.metrics["top1"] == results.rows[0].metrics["top1"]
+
+
 def prediction(words: list[str], given: Path, output: Path) -> Summary:
     cfg = load_config(CONFIG, words)
     return predict(Run(cfg, get_task(cfg), output, "predict", CONFIG), [str(given)])
@@ -157,6 +166,22 @@ def test_a_checkpoint_of_another_number_of_classes_is_refused(
     more = ["MODEL.CLASSIFIER.NUM_CLASSES", "3", "MODEL.WEIGHTS", f"{folder}/model_final.pth"]
     with pytest.raises(CheckpointError, match=r"linear\.weight"):
         prediction([*words, *more], tmp_path / "a.png", tmp_path / "found")
+
+
+@pytest.mark.parametrize(
+    ("setting", "kind", "message"),
+    [
+        (["INPUT.SCALE_JITTER", "[1.1, 0.9]"], ConfigError, "SCALE_JITTER is a smallest and a largest factor"),
+        (["DATASETS.HELD_OUT", "0.999"], DatasetError, "leaves none to train on"),
+    ],
+)
+def test_a_mistake_in_config_or_data_is_told_as_such(
+    shapes: Path, tmp_path: Path, setting: list[str], kind: type[Exception], message: str
+) -> None:
+    cfg = load_config(CONFIG, overrides(shapes, tmp_path / "run", *setting))
+    run = open_run(cfg, command="train", config_file=CONFIG, resume=False)
+    with pytest.raises(kind, match=message):
+        train(run, resume=False)
 
 
 def test_a_share_of_familiar_pictures_out_of_range_is_refused_before_hours_of_training() -> None:
