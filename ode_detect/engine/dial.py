@@ -24,16 +24,15 @@ from ode_detect.ode.dial import (
     StatisticsError,
     batch_norms,
     changed_solver,
+    check_method,
     find_flow,
     flow_names,
     flows_of,
     set_solvers,
     solved_by,
 )
-from ode_detect.ode.dial import methods as methods_of_flows
 from ode_detect.ode.diffeq import takes_steps
-from ode_detect.ode.names import check_name
-from ode_detect.ode.solvers import LEFT_OUT, TABLEAUS, Solver
+from ode_detect.ode.solvers import Solver
 from ode_detect.report.files import whole
 from ode_detect.report.plots import MetricsError, plot_dial
 from ode_detect.report.results import Results, Row
@@ -179,9 +178,7 @@ class Dial:
         found = {self.full.name: self.full}
         try:
             for method in methods:
-                check_name(method, methods_of_flows(), "method")
-                stepping = method in (*TABLEAUS, LEFT_OUT) or takes_steps(Adaptive(method))
-                for count in steps if stepping else [None]:
+                for count in steps if check_method(method) or takes_steps(Adaptive(method)) else [None]:
                     chosen = set_solvers(
                         self.model, steps=count, method=method, flow=flows, **tolerances(self.run.cfg), dry=True
                     )

@@ -169,9 +169,14 @@ def set_solvers(
     return chosen
 
 
-def methods() -> list[str]:
-    """The names of all methods: ours, those of torchdiffeq, and "left_out", which leaves blocks out."""
-    return [*TABLEAUS, *adaptive_methods(), LEFT_OUT]
+def check_method(name: str) -> bool:
+    """Whether a method takes steps of ours: `FixedStep`'s, or "left_out", which leaves blocks out.
+
+    Raises:
+        ValueError: it is neither, nor a method of torchdiffeq; the known names are listed.
+    """
+    check_name(name, [*TABLEAUS, *adaptive_methods(), LEFT_OUT], "method")
+    return name in (*TABLEAUS, LEFT_OUT)
 
 
 def changed_solver(
@@ -189,7 +194,7 @@ def changed_solver(
     Args:
         solver: the one to begin with; it gives projection, tolerances, and what is None here.
         steps: number of steps, >= 1.
-        method: one of `methods`.
+        method: a method of ours or of torchdiffeq, or "left_out".
         rtol: where a `FixedStep`, which has no tolerances, becomes an `Adaptive`: its rtol; None is its default.
         atol: the same of its atol.
         max_evaluations: the same of its max_evaluations.
@@ -198,8 +203,8 @@ def changed_solver(
     Raises:
         ValueError: see `solver_override`.
     """
-    name = solver.method if method is None else check_name(method, methods(), "method")
-    fixed = name in (*TABLEAUS, LEFT_OUT) if method is not None else isinstance(solver, FixedStep)
+    name = solver.method if method is None else method
+    fixed = isinstance(solver, FixedStep) if method is None else check_method(method)
     if fixed:
         count = steps if steps is not None else solver.steps if takes_steps(solver) else None
         if count is None:
