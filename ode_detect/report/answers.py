@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ode_detect.report.classified import Classified
 from ode_detect.report.files import whole
-from ode_detect.report.rows import ResultsError, check_fraction, check_types, read_json
+from ode_detect.report.rows import ResultsError, built_from, check_fraction, check_types, read_json
 
 _DIGITS = 6
 
@@ -73,13 +73,9 @@ class Answers:
         """
         path = Path(path)
         value = read_json(path, what="predictions", missing="Evaluate first.", broken="Evaluate again.")
-        try:
+        with built_from(path, what="predictions of classes"):
             columns = [tuple(column) for column in zip(*value["pictures"], strict=True)] or [(), (), ()]
             return cls(tuple(value["names"]), *columns)
-        except ResultsError as error:
-            raise ResultsError(f"{path}: {error}") from None
-        except (TypeError, ValueError, KeyError) as error:
-            raise ResultsError(f"{path} does not hold predictions of classes ({error}). Evaluate again.") from None
 
     def chosen(self, count: int) -> tuple[list[int], list[int]]:
         """Which pictures show best what a classifier does.

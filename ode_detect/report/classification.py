@@ -15,7 +15,16 @@ from ode_detect.report.confusion import draw_confusion
 from ode_detect.report.files import whole
 from ode_detect.report.plots import COLOURS, DPI, INK, Curve, save_figure, style_axes
 from ode_detect.report.results import heading
-from ode_detect.report.rows import ResultsError, build, check_count, check_fraction, check_types, read_json, shown_as
+from ode_detect.report.rows import (
+    ResultsError,
+    build,
+    built_from,
+    check_count,
+    check_fraction,
+    check_types,
+    read_json,
+    shown_as,
+)
 
 PLOTS = ("confusion.png", "reliability.png")
 # Of more classes than these a table shows the worst and the best.
@@ -98,12 +107,8 @@ class ClassificationScores:
         """
         path = Path(path)
         value = read_json(path, what="scores", missing="Evaluate first.", broken="Evaluate again.")
-        try:
+        with built_from(path, what="scores of classes"):
             return build(cls, value)
-        except ResultsError as error:
-            raise ResultsError(f"{path}: {error}") from None
-        except (TypeError, ValueError) as error:
-            raise ResultsError(f"{path} does not hold scores of classes ({error}). Evaluate again.") from None
 
     @property
     def classes(self) -> tuple[ClassFigures, ...]:

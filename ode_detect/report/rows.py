@@ -6,7 +6,8 @@ import difflib
 import json
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -133,6 +134,25 @@ def read_json(path: Path, *, what: str, missing: str, broken: str) -> Any:
         raise ResultsError(f"{what} are read from a file; {path}: {error.strerror}. {missing}") from None
     except ValueError as error:
         raise ResultsError(f"a file of {what} must be JSON; {path}: {error}. {broken}") from None
+
+
+@contextmanager
+def built_from(path: Path, *, what: str) -> Iterator[None]:
+    """Name the file in the errors of building what was read from it.
+
+    Args:
+        path: The file.
+        what: What it should hold, for the message.
+
+    Raises:
+        ResultsError: It breaks a rule, or holds something else.
+    """
+    try:
+        yield
+    except ResultsError as error:
+        raise ResultsError(f"{path}: {error}") from None
+    except (TypeError, ValueError, KeyError) as error:
+        raise ResultsError(f"{path} does not hold {what} ({error}). Evaluate again.") from None
 
 
 def is_fraction(name: str) -> bool:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from ode_detect.report.files import whole
-from ode_detect.report.rows import ResultsError, build, check_count, check_fraction, check_types, read_json
+from ode_detect.report.rows import ResultsError, build, built_from, check_count, check_fraction, check_types, read_json
 
 BACKGROUND = "background"
 # A curve keeps at most so many points.
@@ -181,17 +181,13 @@ class DetectionScores:
         """
         path = Path(path)
         value = read_json(path, what="scores", missing="Evaluate first.", broken="Evaluate again.")
-        try:
+        with built_from(path, what="scores of detections"):
             return build(
                 cls,
                 value,
                 classes=lambda found: tuple(_class_scores(c) for c in found),
                 overall=_class_scores,
             )
-        except ResultsError as error:
-            raise ResultsError(f"{path}: {error}") from None
-        except TypeError as error:
-            raise ResultsError(f"{path} does not hold scores of detections ({error}). Evaluate again.") from None
 
     @property
     def metrics(self) -> dict[str, float]:
