@@ -113,3 +113,45 @@ def squares_run(squares: Path, tmp_path: Path) -> Callable[..., list[str]]:
 def whole_run(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Overrides for the run that several tests look at."""
     return overrides_for(squares, tmp_path_factory.mktemp("runs") / "whole")
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Level and upright bars of 28x28 on noise, 40 of each to train and 10 to test."""
+    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("shapes")
+    for part, count in (("train", 40), ("test", 10)):
+        for name in ("level", "upright"):
+            (folder / part / name).mkdir(parents=True)
+            for index in range(count):
+                picture = rng.integers(0, 40, (28, 28), dtype=np.uint8)
+                at = int(rng.integers(6, 18))
+                picture[at : at + 4, 3:25] = 255
+                picture = picture if name == "level" else picture.T
+                cv2.imwrite(str(folder / part / name / f"{index}.png"), picture)
+    return folder
+
+
+def overrides_for_shapes(shapes: Path, output: Path, *more: str) -> list[str]:
+    """Overrides of configs/base/mnist.yaml for a small network on `shapes`."""
+    entries = [{"NAME": f"shapes_{part}", "IMAGES": str(shapes / part)} for part in ("train", "test")]
+    settings = {
+        "DATASETS.CUSTOM": str(entries),
+        "DATASETS.TRAIN": "('shapes_train',)",
+        "DATASETS.TEST": "('shapes_test',)",
+        "DATASETS.HELD_OUT": "0.1",
+        "MODEL.CLASSIFIER.NUM_CLASSES": "2",
+        "MODEL.ODE_NET.CHANNELS": "[8]",
+        "MODEL.ODE.METHOD": "midpoint",
+        "MODEL.ODE.STEPS": "2",
+        "SOLVER.IMS_PER_BATCH": "16",
+        "SOLVER.MAX_ITER": "40",
+        "SOLVER.WARMUP_ITERS": "10",
+        "SOLVER.BASE_LR": "0.02",
+        "SOLVER.EMA_DECAY": "0.9",
+        "SOLVER.AMP.ENABLED": "False",
+        "SOLVER.CHECKPOINT_PERIOD": "10",
+        "TEST.EVAL_PERIOD": "10",
+        "TEST.BATCH": "8",
+        "OUTPUT_DIR": str(output),
+    }
+    return [*(word for pair in settings.items() for word in pair), *more]

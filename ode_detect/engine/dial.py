@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import logging
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.evaluation.evaluator import inference_context
-from torch import Tensor, nn
+from torch import Tensor
 
 from ode_detect.ode import Adaptive, SolveError, estimate_statistics
 from ode_detect.ode.dial import (
@@ -38,7 +37,7 @@ from ode_detect.report.plots import MetricsError, plot_dial
 from ode_detect.report.results import Results, Row
 
 from .config import ConfigError, tolerances
-from .provenance import provenance
+from .provenance import config_mark, provenance, weights_mark
 from .run import Run, cost, evaluate, holds_run, load_network, open_run, write_records
 from .stream import build_stream
 
@@ -154,8 +153,8 @@ class Dial:
         self._estimated: dict[str, dict[str, Tensor]] = {}
         self.measured: dict[str, Measured] = {}
         self._marks = {
-            "config": _config_mark(self.run.cfg),
-            "weights": _weights_mark(self.model),
+            "config": config_mark(self.run.cfg),
+            "weights": weights_mark(self.model),
             "commit": provenance(command)["commit"],
         }
         self._commands = list(dict.fromkeys([*kept.get("commands", []), command]))
@@ -417,22 +416,6 @@ def _check(cfg: CfgNode, folder: Path) -> None:
 def _entry(name: str, solver: Solver) -> dict[str, Any]:
     steps = {"STEPS": solver.steps} if takes_steps(solver) else {}
     return {"FLOW": name, "METHOD": solver.method, **steps}
-
-
-def _config_mark(cfg: CfgNode) -> str:
-    """Of all that a result depends on; weights are marked by their values."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.OUTPUT_DIR = cfg.MODEL.WEIGHTS = ""
-    return hashlib.sha256(cfg.dump().encode()).hexdigest()
-
-
-def _weights_mark(model: nn.Module) -> str:
-    mark = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        mark.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        mark.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return mark.hexdigest()
 
 
 def _save(value: Any, path: str | Path) -> None:

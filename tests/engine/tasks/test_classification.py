@@ -22,56 +22,15 @@ from ode_detect.engine.trainer import Interrupted, Trainer
 from ode_detect.media.errors import DatasetError
 from ode_detect.report.results import Results
 
-from ...conftest import ROOT
+from ...conftest import ROOT, overrides_for_shapes
 
 CONFIG = str(ROOT / "configs" / "base" / "mnist.yaml")
 
 
 @pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Level and upright bars of 28x28 on noise, 40 of each to train and 10 to test."""
-    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("shapes")
-    for part, count in (("train", 40), ("test", 10)):
-        for name in ("level", "upright"):
-            (folder / part / name).mkdir(parents=True)
-            for index in range(count):
-                picture = rng.integers(0, 40, (28, 28), dtype=np.uint8)
-                at = int(rng.integers(6, 18))
-                picture[at : at + 4, 3:25] = 255
-                picture = picture if name == "level" else picture.T
-                cv2.imwrite(str(folder / part / name / f"{index}.png"), picture)
-    return folder
-
-
-def overrides(shapes: Path, output: Path, *more: str) -> list[str]:
-    entries = [{"NAME": f"shapes_{part}", "IMAGES": str(shapes / part)} for part in ("train", "test")]
-    settings = {
-        "DATASETS.CUSTOM": str(entries),
-        "DATASETS.TRAIN": "('shapes_train',)",
-        "DATASETS.TEST": "('shapes_test',)",
-        "DATASETS.HELD_OUT": "0.1",
-        "MODEL.CLASSIFIER.NUM_CLASSES": "2",
-        "MODEL.ODE_NET.CHANNELS": "[8]",
-        "MODEL.ODE.METHOD": "midpoint",
-        "MODEL.ODE.STEPS": "2",
-        "SOLVER.IMS_PER_BATCH": "16",
-        "SOLVER.MAX_ITER": "40",
-        "SOLVER.WARMUP_ITERS": "10",
-        "SOLVER.BASE_LR": "0.02",
-        "SOLVER.EMA_DECAY": "0.9",
-        "SOLVER.AMP.ENABLED": "False",
-        "SOLVER.CHECKPOINT_PERIOD": "10",
-        "TEST.EVAL_PERIOD": "10",
-        "TEST.BATCH": "8",
-        "OUTPUT_DIR": str(output),
-    }
-    return [*(word for pair in settings.items() for word in pair), *more]
-
-
-@pytest.fixture(scope="module")
 def trained(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Results]:
     folder = tmp_path_factory.mktemp("run") / "shapes"
-    words = overrides(shapes, folder)
+    words = overrides_for_shapes(shapes, folder)
     run = open_run(load_config(CONFIG, words), command="train", config_file=CONFIG, resume=False)
     return words, train(run, resume=False)
 
@@ -105,7 +64,7 @@ class StopAt(HookBase):
 def test_a_run_that_was_stopped_gives_the_same_bits(
     shapes: Path, trained: tuple[list[str], Results], tmp_path: Path
 ) -> None:
-    words = overrides(shapes, tmp_path / "again")
+    words = overrides_for_shapes(shapes, tmp_path / "again")
     run = open_run(load_config(CONFIG, words), command="train", config_file=CONFIG, resume=False)
     trainer = Trainer(run.cfg, run.task, lambda model: {})
     trainer.resume_or_load(resume=False)
@@ -178,7 +137,7 @@ def test_a_checkpoint_of_another_number_of_classes_is_refused(
 def test_a_mistake_in_config_or_data_is_told_as_such(
     shapes: Path, tmp_path: Path, setting: list[str], kind: type[Exception], message: str
 ) -> None:
-    cfg = load_config(CONFIG, overrides(shapes, tmp_path / "run", *setting))
+    cfg = load_config(CONFIG, overrides_for_shapes(shapes, tmp_path / "run", *setting))
     run = open_run(cfg, command="train", config_file=CONFIG, resume=False)
     with pytest.raises(kind, match=message):
         train(run, resume=False)

@@ -1,0 +1,382 @@
+"""How many pieces the flows of a network need: a trained one projected on fewer, and one grown by splitting them."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from torch import nn
+
+from ode_detect.ode.block import flows_of
+from ode_detect.ode.distillation import distil
+from ode_detect.ode.pieces import PiecewiseConstant
+from ode_detect.ode.refit import project_pieces, split_pieces
+from ode_detect.ode.solvers import FixedStep
+from ode_detect.report.files import whole
+from ode_detect.report.plots import Panel, plot_panels
+from ode_detect.report.results import Results, Row
+
+from .checkpoint import Checkpointer
+from .compare.runs import Training, train_missing
+from .config import ConfigError, load_config
+from .provenance import config_mark, provenance, weights_mark
+from .run import Run, cost, evaluate, holds_run, load_network, open_run
+from .stream import build_stream
+from .trainer import autocast, build_network
+
+logger = logging.getLogger("ode_detect.engine")
+
+# What was evaluated, in the folder of a projection.
+_KEPT = "measured.json"
+# The projection is solved for on so many training batches; distillation has all that it is given.
+FITTED_BATCHES = 4
+
+
+@dataclass(frozen=True)
+class Projection:
+    """What is asked of `project`.
+
+    Attributes:
+        counts: pieces of each flow after it.
+        iterations: of distillation after each projection, a training batch each; 0 for none.
+        batches: different training batches in that.
+
+    Raises:
+        ConfigError: a number that is too small, or one given twice.
+    """
+
+    counts: tuple[int, ...]
+    iterations: int = 0
+    batches: int = 40
+
+    def __post_init__(self) -> None:
+        if not self.counts or min(self.counts) < 1 or len(set(self.counts)) < len(self.counts):
+            raise ConfigError(f"a projection goes to 1 piece or more, each number once, not {list(self.counts)}.")
+        if self.iterations < 0 or self.batches < 1:
+            raise ConfigError(
+                f"a distillation has 0 iterations or more on 1 batch or more, not {self.iterations} on {self.batches}."
+            )
+
+
+def project(cfg: CfgNode, wanted: Projection, *, command: str, config_file: str, weights: str, folder: Path) -> Results:
+    """Project the flows of a checkpoint on fewer pieces, distil, and evaluate each network.
+
+    Time and steps of the flows stay. What was evaluated is kept in the folder and not made again, as long as config,
+    weights and commit are the same.
+
+    Args:
+        cfg: of the checkpoint, not frozen. All its flows have one number of pieces, more than any that is wanted.
+        wanted: to how many, and how long to distil.
+        command: for the records.
+        config_file: for the records.
+        weights: the checkpoint; "" takes what `ode_detect.engine.run.fill` takes.
+        folder: gets ``pieces.json`` and ``pieces.png``, and for each network ``NAME.pth`` and ``NAME.yaml``, a config
+            for ``tools/train_net.py --eval-only`` and for further training; not that of a run.
+
+    Returns:
+        A row for the checkpoint ("pieces_8"), for each projection ("pieces_4_projected") and each distillation
+        ("pieces_4_distilled").
+
+    Raises:
+        ConfigError: flows that cannot be projected so, or a folder with something else.
+    """
+    _check_folder(folder)
+    asked = cfg.clone()
+    cfg.DATASETS.TEST = cfg.DATASETS.TEST[:1]
+    run = open_run(
+        cfg, command=command, config_file=config_file, resume=False, evaluating=True, folder=folder / "evaluation"
+    )
+    asked.SEED = run.cfg.SEED
+    model, used = load_network(run, weights)
+    pieces, steps, duration = _uniform(model)
+    if max(wanted.counts) >= pieces:
+        raise ConfigError(
+            f"a projection saves pieces, and the flows of {used} have {pieces} each, while {max(wanted.counts)} were "
+            "asked for; give fewer, or grow a network by --grow."
+        )
+    kept = _Kept(folder, run, model)
+    kept.add(f"pieces_{pieces}", lambda: _measured(run, model))
+    batches = _training_batches(run, max(wanted.batches, FITTED_BATCHES))
+    for count in wanted.counts:
+        names = [f"pieces_{count}_projected", *([f"pieces_{count}_distilled"] if wanted.iterations else [])]
+        if kept.has(names):
+            continue
+        fewer = copy.deepcopy(model)
+        report = project_pieces(fewer, batches[:FITTED_BATCHES], count=count)
+        logger.info("projected on %d pieces:\n%s", count, report)
+        for name in names:
+            if name.endswith("distilled"):
+                logger.info("distilling %d pieces for %d iterations", count, wanted.iterations)
+                with autocast(run.cfg):
+                    losses = distil(fewer, model, batches, iterations=wanted.iterations, seed=run.cfg.SEED)
+                logger.info("distillation: loss %.4f at first, %.4f at last", losses[0], losses[-1])
+            own = asked.clone()
+            own.MODEL.ODE.NUM_PIECES, own.MODEL.ODE.STEPS, own.MODEL.ODE.DURATION = count, steps, int(duration)
+            _write_network(fewer, own, folder / name, run.command)
+            kept.add(name, lambda fewer=fewer: _measured(run, fewer))
+    results = Results(
+        what=f"Pieces of {Path(config_file).stem}: {run.task.name}, {run.cfg.DATASETS.TEST[0]}",
+        **provenance(command),
+        protocol=_projection_protocol(run, wanted, used, pieces),
+        rows=tuple(kept.rows.values()),
+    )
+    results.write(folder / "pieces.json")
+    _plot(results.rows, run.task.metric.rpartition("/")[2], folder / "pieces.png")
+    return results
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What is asked of `grow`.
+
+    Attributes:
+        counts: pieces of each flow in each stage of the training, each twice the one before.
+        iterations: of each stage.
+
+    Raises:
+        ConfigError: the counts do not double, or there are other numbers of iterations.
+    """
+
+    counts: tuple[int, ...]
+    iterations: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        doubling = all(b == 2 * a for a, b in itertools.pairwise(self.counts))
+        if len(self.counts) < 2 or self.counts[0] < 1 or not doubling:
+            raise ConfigError(
+                f"a network grows by splitting each piece in two, and {list(self.counts)} do not double; give "
+                "1 2 4 8, for example."
+            )
+        if len(self.iterations) != len(self.counts) or min(self.iterations) < 1:
+            raise ConfigError(
+                f"each number of pieces is trained for its own number of iterations, 1 or more, and there are "
+                f"{len(self.counts)} and {len(self.iterations)}: {list(self.iterations)}."
+            )
+
+
+def grow(
+    config_file: str,
+    overrides: Sequence[str],
+    wanted: Growth,
+    *,
+    tool: Sequence[str],
+    command: str,
+    folder: Path,
+) -> Results:
+    """Train a network stage by stage, splitting its pieces in between; and one that has all of them from the start.
+
+    Each stage is a training of its own, with its own schedule and optimizer, that starts from the split weights of the
+    one before. The other network has as many iterations as all stages together. What is finished is taken, and what
+    was stopped is gone on with.
+
+    Args:
+        config_file: of the whole network, with ``MODEL.ODE.NUM_PIECES`` the last count and ``DURATION`` set, since the
+            time of the flows does not change.
+        overrides: key, value, ...
+        wanted: the stages.
+        tool: the command that ``tools/train_net.py``'s arguments are added to.
+        command: for the records.
+        folder: gets a run folder for each stage and for the other network, and ``growth.json``.
+
+    Returns:
+        A row for each network, the grown one with the minutes of all stages.
+
+    Raises:
+        ConfigError: a config that cannot be grown; a training failed.
+        KeyboardInterrupt: stopped; the same command goes on.
+
+    Source: Chang et al. 2018, "Multi-level Residual Networks from Dynamical Systems View".
+    """
+    cfg = load_config(config_file, overrides)
+    _check_grown(cfg, wanted)
+    pairs = zip(overrides[::2], overrides[1::2], strict=True)
+    words = [word for pair in pairs for word in pair if pair[0] not in ("SEED", "OUTPUT_DIR")]
+    weights, stages = cfg.MODEL.WEIGHTS, list[Training]()
+    for count, iterations in zip(wanted.counts, wanted.iterations, strict=True):
+        keys = {"MODEL.ODE.NUM_PIECES": count, "MODEL.ODE.STEPS": count, "SOLVER.MAX_ITER": iterations}
+        stage = _training(f"pieces_{count}", config_file, cfg, folder, words, {**keys, "MODEL.WEIGHTS": weights})
+        if stages and stage.state == "missing":
+            _split(stages[-1], weights)
+        train_missing([stage], tool)
+        stages.append(stage)
+        weights = str(folder / f"pieces_{2 * count}_start.pth")
+    other = _training("from_the_start", config_file, cfg, folder, words, {"SOLVER.MAX_ITER": sum(wanted.iterations)})
+    train_missing([other], tool)
+    rows = [Results.read(one.folder / "results.json") for one in (*stages, other)]
+    minutes = sum(part.rows[0].cost["train_minutes"] for part in rows[:-1])
+    grown, whole_time = rows[-2].rows[0], rows[-1].rows[0]
+    path = ", ".join(f"{c} for {n}" for c, n in zip(wanted.counts, wanted.iterations, strict=True))
+    results = Results(
+        what=f"Pieces of {Path(config_file).stem}, grown: {rows[-1].what}",
+        **{**provenance(command), "commit": ", ".join(dict.fromkeys(part.commit for part in rows))},
+        protocol=f"grown: pieces of each flow and iterations, {path}, a schedule of its own for each; from the start: "
+        f"{wanted.counts[-1]} pieces for {sum(wanted.iterations)} iterations; {rows[-1].protocol}",
+        rows=(
+            replace(grown, name="grown", cost={**grown.cost, "train_minutes": round(minutes, 2)}),
+            replace(whole_time, name="from_the_start"),
+        ),
+    )
+    results.write(folder / "growth.json")
+    return results
+
+
+def _training(
+    name: str, config_file: str, cfg: CfgNode, folder: Path, words: Sequence[str], keys: dict[str, Any]
+) -> Training:
+    overrides = (*words, *(str(word) for pair in keys.items() for word in pair))
+    return Training(name=name, config_file=config_file, seed=cfg.SEED, folder=folder / name, overrides=overrides)
+
+
+def _check_grown(cfg: CfgNode, wanted: Growth) -> None:
+    ode = cfg.MODEL.ODE
+    if ode.ROLE != "ode" or wanted.counts[-1] != ode.NUM_PIECES or not ode.DURATION or cfg.SEED < 0:
+        raise ConfigError(
+            f"a network is grown to MODEL.ODE.NUM_PIECES of its config, in a time that does not change, and ROLE is "
+            f"{ode.ROLE}, NUM_PIECES {ode.NUM_PIECES}, DURATION {ode.DURATION:g}, SEED {cfg.SEED}; set NUM_PIECES "
+            f"{wanted.counts[-1]}, and DURATION above 0 (1, for example), and a SEED of 0 or more."
+        )
+
+
+def _split(stage: Training, path: str) -> None:
+    """Write the weights of a finished stage with twice the pieces."""
+    cfg = stage.config()
+    model = build_network(cfg)
+    checkpointer = Checkpointer(model, str(stage.folder))
+    checkpointer.load_weights(checkpointer.get_checkpoint_file(), whole=True)
+    split_pieces(model)
+    with whole(path) as partial:
+        torch.save({"model": model.state_dict()}, partial)
+
+
+def _uniform(model: nn.Module) -> tuple[int, int, float]:
+    """Pieces, steps and time of the flows, which a config can say only if they are those of all.
+
+    Raises:
+        ConfigError: there is no flow, or they differ.
+    """
+    try:
+        flows = flows_of(model)
+    except ValueError as error:
+        raise ConfigError(f"{error} MODEL.ODE.ROLE ode makes them.") from error
+    found = {
+        name: (len(b.field.pieces), b.solver.steps, b.field.duration)
+        if isinstance(b.field, PiecewiseConstant) and isinstance(b.solver, FixedStep)
+        else None
+        for name, b in flows.items()
+    }
+    first = next(iter(found.values()))
+    if first is None or set(found.values()) != {first}:
+        listed = ", ".join(f"{name} {value or 'no pieces or no fixed steps'}" for name, value in found.items())
+        raise ConfigError(
+            "MODEL.ODE.NUM_PIECES, STEPS and DURATION are numbers for all flows, which must have them alike to be "
+            f"projected here, and they are: {listed}. Call ode_detect.ode.refit.project_pieces for each flow instead."
+        )
+    return first
+
+
+class _Kept:
+    """Rows that are measured once, in the folder of a projection."""
+
+    def __init__(self, folder: Path, run: Run, model: nn.Module) -> None:
+        self._path, self._run = folder / _KEPT, run
+        self._marks = {
+            "config": config_mark(run.cfg),
+            "weights": weights_mark(model),
+            "commit": provenance(run.command)["commit"],
+            "command": run.command,
+        }
+        self.rows: dict[str, Row] = {}
+        if not self._path.exists():
+            return
+        kept = json.loads(self._path.read_text())
+        changed = [name for name, mark in self._marks.items() if kept["marks"].get(name) != mark]
+        if changed:
+            raise ConfigError(
+                f"{folder} holds the projection of another {' and of another '.join(changed)}, whose numbers would be "
+                "mixed with these. Give another --output, or delete that folder."
+            )
+        self.rows = {row["name"]: Row(**row) for row in kept["rows"]}
+
+    def has(self, names: Sequence[str]) -> bool:
+        return set(names) <= self.rows.keys()
+
+    def add(self, name: str, measure: Any) -> None:
+        """Measure and write, if it is not there."""
+        if name not in self.rows:
+            metrics, figures = measure()
+            self.rows[name] = Row(
+                name=name,
+                role="ode",
+                seed=self._run.cfg.SEED,
+                config=self._run.config_file,
+                metrics=metrics,
+                cost=figures,
+            )
+            content = {"marks": self._marks, "rows": [asdict(row) for row in self.rows.values()]}
+            with whole(self._path) as partial:
+                partial.write_text(json.dumps(content, indent=1) + "\n")
+            metric = self._run.task.metric.rpartition("/")[2]
+            logger.info("%s: %s %.4f", name, metric, metrics.get(metric, float("nan")))
+
+
+def _measured(run: Run, model: nn.Module) -> tuple[dict[str, float], dict[str, float]]:
+    return run.task.metrics(evaluate(run, model)), cost(run, model, minutes=None)
+
+
+def _training_batches(run: Run, count: int) -> list[Any]:
+    dicts, mapper = run.task.train_data(run.cfg)
+    stream = build_stream(
+        dicts,
+        mapper,
+        batch=run.cfg.SOLVER.IMS_PER_BATCH,
+        seed=run.cfg.SEED,
+        workers=run.cfg.DATALOADER.NUM_WORKERS,
+    )
+    return list(itertools.islice(stream, count))
+
+
+def _write_network(model: nn.Module, cfg: CfgNode, stem: Path, command: str) -> None:
+    with whole(stem.with_suffix(".pth")) as partial:
+        torch.save({"model": model.state_dict()}, partial)
+    cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR = str(stem.with_suffix(".pth")), str(stem)
+    stem.with_suffix(".yaml").write_text(f"# Made by: {command}\n{cfg.dump()}")
+
+
+def _projection_protocol(run: Run, wanted: Projection, used: str, pieces: int) -> str:
+    cfg, batch = run.cfg, run.cfg.SOLVER.IMS_PER_BATCH
+    parts = [f"tested on {cfg.DATASETS.TEST[0]}, weights of {used}", run.task.protocol(cfg)]
+    parts.append(f"full pieces: pieces_{pieces}")
+    parts.append(f"projection by least squares on {FITTED_BATCHES} training batches of {batch}")
+    if wanted.iterations:
+        parts.append(
+            f"distillation from the flows of the network with {pieces} pieces: {wanted.iterations} iterations of Adam "
+            f"on {wanted.batches} training batches of {batch}, no labels, statistics of BatchNorm as projected"
+        )
+    return "; ".join(parts)
+
+
+def _plot(rows: Sequence[Row], metric: str, path: Path) -> None:
+    """Quality against parameters: the checkpoint ends each curve."""
+    first, *others = rows
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for row in others:
+        curves.setdefault(row.name.rpartition("_")[2], []).append(_point(row, metric))
+    panel = Panel(f"{metric} by parameters", metric, {k: [*v, _point(first, metric)] for k, v in curves.items()})
+    plot_panels([panel], "Parameters (M)", path)
+
+
+def _point(row: Row, metric: str) -> tuple[float, float]:
+    return row.cost["parameters"] / 1e6, row.metrics[metric]
+
+
+def _check_folder(folder: Path) -> None:
+    if holds_run(folder):
+        raise ConfigError(f"{folder} holds a run; give another --output, such as {folder / 'pieces'}.")
