@@ -31,6 +31,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     source.add_argument("--train", action="store_true", help="train the runs that are missing or not finished")
     source.add_argument("--weights", nargs="+", default=[], metavar="FILE", help="a checkpoint for each config")
     parser.add_argument("--evaluate", action="store_true", help="evaluate the last weights of each run anew")
+    parser.add_argument("--turn", action="store_true", help="also evaluate with half the step and by another method")
     parser.add_argument("--dial", nargs="+", default=[], metavar="FILE", help="also draw these dial.json")
     parser.add_argument("--seconds", type=float, default=20.0, metavar="X", help="for each of the three timings (20)")
     parser.add_argument("--output", metavar="DIR", help="where to write (output/compare_ and the first config's name)")
@@ -53,6 +54,7 @@ def main(arguments: list[str]) -> None:
         weights=tuple(args.weights),
         train=(sys.executable, str(Path(__file__).with_name("train_net.py"))) if args.train else (),
         evaluate=args.evaluate,
+        turn=args.turn,
         dials=tuple(map(Path, args.dial)),
         seconds=args.seconds,
     )

@@ -57,7 +57,10 @@ _DETAILS = (
 )
 # Beside top1 these means over classes say little that is new.
 _DETAILS_OF_CLASSIFIERS = ("precision", "recall", "f1")
-_HEADINGS = {"ece": "ECE", "nll": "NLL", "top1": "top-1", "top5": "top-5"}
+_HEADINGS = {
+    **{"ece": "ECE", "nll": "NLL", "top1": "top-1", "top5": "top-5"},
+    **{"top1_half_step": "top-1, half the step", "top1_other_method": "top-1, other method"},
+}
 
 
 @dataclass(frozen=True)

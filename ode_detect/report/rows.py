@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 ROLES = ("ode", "twin", "ablation", "baseline", "floor")
 FRACTIONS = (
     *("AP", "AP50", "AP75", "APs", "APm", "APl", "mask_AP", "mask_AP50", "mask_AP75"),
-    *("error", "top1", "top5", "accuracy"),
+    *("error", "top1", "top1_half_step", "top1_other_method", "top5", "accuracy"),
     *("precision", "recall", "f1", "best_f1"),
     *("ece", "unfamiliar", "delta1", "delta2", "delta3"),
 )
 # A good classifier is wrong in less than one picture of a hundred: these are shown to a hundredth of a percent.
-_FINE = ("error", "top1", "top5", "accuracy", "ece")
+_FINE = ("error", "top1", "top1_half_step", "top1_other_method", "top5", "accuracy", "ece")
 
 
 Kind = TypeVar("Kind")

@@ -31,6 +31,7 @@ from ode_detect.engine.compare.runs import (
     plan,
     train_missing,
 )
+from ode_detect.engine.compare.turned import TURNED, turned
 from ode_detect.engine.config import ConfigError
 from ode_detect.engine.provenance import provenance
 from ode_detect.engine.run import evaluate_only, holds_run, load_network, open_run
@@ -55,6 +56,7 @@ class Request:
         weights: a checkpoint for each config, instead of runs; () takes the runs.
         train: the command of ``tools/train_net.py``, to train what is missing; () trains nothing.
         evaluate: evaluate the last weights of each run anew instead of taking what the run says.
+        turn: evaluate the networks with seed 0 also with half the step and by another method.
         dials: files of dials to draw beside those that the runs hold.
         seconds: for timing one picture, again for a batch, and again for a training step.
     """
@@ -67,6 +69,7 @@ class Request:
     weights: tuple[str, ...] = ()
     train: tuple[str, ...] = ()
     evaluate: bool = False
+    turn: bool = False
     dials: tuple[Path, ...] = ()
     seconds: float = 20.0
 
@@ -116,6 +119,8 @@ def compare(request: Request) -> tuple[Results, list[Path]]:
     twins, ablations = opponents(loaded)
     steps, costs, reasons = _costs(loaded)
     times, ratios = time_networks(loaded, steps, _held_against(loaded, twins), seconds=request.seconds)
+    if request.turn:
+        scored = _with_turned(scored, loaded)
     results = _results(request, scored, loaded, _with_times(costs, times), times)
     compared = Compared(
         networks=group(results.rows),
@@ -232,6 +237,18 @@ def _loaded(request: Request, one: Scored) -> Loaded:
     )
     model, _ = load_network(run)
     return Loaded(one.row.name, one.row.role, run, model)
+
+
+def _with_turned(scored: Sequence[Scored], loaded: Sequence[Loaded]) -> list[Scored]:
+    found = {network.name: turned(network) for network in loaded}
+
+    def more(one: Scored) -> Scored:
+        metrics = {**one.row.metrics, **(found[one.row.name] if one.training.seed == 0 else {})}
+        clause = f"half_step and other_method: networks with seed 0, {TURNED}"
+        results = replace(one.results, protocol=f"{one.results.protocol}; {clause}")
+        return replace(one, row=replace(one.row, metrics=metrics), results=results)
+
+    return [more(one) for one in scored]
 
 
 def _costs(
