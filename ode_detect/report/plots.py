@@ -209,29 +209,30 @@ def pareto_front(costs: Sequence[float], values: Sequence[float], *, better: str
 
 
 def plot_dial(rows: Sequence[Row], metric: str, path: str | Path, *, full: str, better: str = "max") -> None:
-    """Plot quality against evaluations and against milliseconds, with the Pareto front of each.
+    """Plot quality against evaluations, and against milliseconds if all rows have them, with the Pareto front of each.
 
     Args:
-        rows: One for each setting, named by it ("euler_2", "rk4_1-2-2"), with ``evaluations`` and ``latency_ms``.
+        rows: One for each setting, named by it ("euler_2", "rk4_1-2-2", "dial_euler_2"), with ``evaluations``.
         metric: Which metric; a fraction is shown in percent.
         path: Picture to write; its suffix says the format.
         full: The row that is marked: the setting of the config.
         better: "max" or "min".
 
     Raises:
-        MetricsError: No row holds the metric and both costs.
+        MetricsError: No row holds the metric and the evaluations.
     """
     costs = {"evaluations": "Evaluations of the fields", "latency_ms": "Milliseconds for one picture"}
-    shown = [row for row in rows if metric in row.metrics and costs.keys() <= row.cost.keys()]
+    shown = [row for row in rows if metric in row.metrics and "evaluations" in row.cost]
     if not shown:
         raise MetricsError(
-            f"a plot of the dial needs rows with {metric}, evaluations and latency_ms; there is none. Evaluate first."
+            f"a plot of the dial needs rows with {metric} and evaluations; there is none. Evaluate first."
         )
+    costs = {cost: words for cost, words in costs.items() if all(cost in row.cost for row in shown)}
     factor = 100.0 if is_fraction(metric) else 1.0
     values = [factor * row.metrics[metric] for row in shown]
-    figure = Figure(figsize=(10.7, 4.2), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(10.7 if len(costs) > 1 else 8.0, 4.2), dpi=DPI, layout="constrained")
     for column, (cost, words) in enumerate(costs.items(), start=1):
-        axes = figure.add_subplot(1, 2, column)
+        axes = figure.add_subplot(1, len(costs), column)
         _settings(axes, shown, [row.cost[cost] for row in shown], values, full, better)
         style_axes(axes, f"{metric} against {cost.removesuffix('_ms')}", f"{metric} (%)" if factor > 1 else metric)
         axes.set_xlabel(words, fontsize=10, color=INK)

@@ -163,42 +163,69 @@ class Results:
             raise ResultsError(f"{path}: {error}") from None
 
 
-def merge(paths: Iterable[str | Path]) -> Results:
+def merge(paths: Iterable[str | Path], names: Sequence[str] = ()) -> Results:
     """Join the results of several runs, for example the seeds of one comparison.
 
     Where the runs differ in command, commit or machine, the values are listed one after another; the date is the last.
 
     Args:
         paths: Files of results or run folders.
+        names: One for each path, which its rows are called by ("dial" makes "euler_2" into "dial_euler_2"); "" leaves
+            them. Such parts may differ in ``what`` and ``protocol``, and both are told. Latencies, which were measured
+            in different processes, are left out.
 
     Raises:
-        ResultsError: There is no path, the runs differ in ``what`` or ``protocol``, or a network and seed occur twice.
+        ResultsError: There is no path, the runs differ in ``what`` or ``protocol`` and have no names, or a network and
+            seed occur twice.
     """
     paths = [Path(path) for path in paths]
-    if not paths:
+    if not paths or (names and len(names) != len(paths)):
         raise ResultsError(
-            "there must be something to merge; no path was given. Give run folders or results.json files."
+            f"there must be something to merge, and a name for each or none; there are {len(paths)} paths and "
+            f"{len(names)} names. Give run folders or results.json files."
         )
     parts = [Results.read(path) for path in paths]
-    for name in ("what", "protocol"):
+    for field in () if names else ("what", "protocol"):
         for path, part in zip(paths, parts, strict=True):
-            first, other = getattr(parts[0], name), getattr(part, name)
+            first, other = getattr(parts[0], field), getattr(part, field)
             if first != other:
                 raise ResultsError(
-                    f"only results with one {name} may be merged; {paths[0]} has {first!r} and {path} has {other!r}. "
-                    "Merge those that can be compared."
+                    f"only results with one {field} may be merged; {paths[0]} has {first!r} and {path} has {other!r}. "
+                    "Merge those that can be compared, or give each a name."
                 )
+    if names:
+        parts = [_named(part, name) for part, name in zip(parts, names, strict=True)]
     keys = dict.fromkeys(key for part in parts for key in part.machine)
+    words = [name or "the others" for name in names] or [""] * len(parts)
     return Results(
-        what=parts[0].what,
+        what="; ".join(dict.fromkeys(part.what for part in parts)),
         command="\n".join(dict.fromkeys(part.command for part in parts)),
         commit=", ".join(dict.fromkeys(part.commit for part in parts)),
         date=max(part.date for part in parts),
         machine={key: _joined(part.machine.get(key) for part in parts) for key in keys},
-        protocol=parts[0].protocol,
+        protocol="; ".join(joined_protocol([(word, p.protocol) for word, p in zip(words, parts, strict=True)])),
         rows=tuple(row for part in parts for row in part.rows),
         comparisons=tuple(comparison for part in parts for comparison in part.comparisons),
     )
+
+
+def joined_protocol(protocols: Sequence[tuple[str, str]]) -> list[str]:
+    """The clauses of several protocols: in what they differ, with the name of each, then what they share.
+
+    Args:
+        protocols: Name and protocol.
+    """
+    stated = [(name, protocol.split("; ")) for name, protocol in protocols]
+    alike = [clause for clause in stated[0][1] if all(clause in clauses for _, clauses in stated)]
+    return [*(f"{name}: {clause}" for name, clauses in stated for clause in clauses if clause not in alike), *alike]
+
+
+def _named(part: Results, name: str) -> Results:
+    def row(row: Row) -> Row:
+        cost = {key: value for key, value in row.cost.items() if key != "latency_ms"}
+        return replace(row, name=f"{name}_{row.name}" if name else row.name, cost=cost)
+
+    return replace(part, rows=tuple(map(row, part.rows)))
 
 
 def machine() -> dict[str, Any]:

@@ -136,6 +136,25 @@ def test_merge_joins_rows_and_keeps_every_origin(tmp_path: Path) -> None:
     assert merged.command == "python tools/compare.py trees"
 
 
+def test_named_parts_may_differ_and_their_protocols_are_told(tmp_path: Path) -> None:
+    def part(name: str, weights: str) -> Path:
+        row = Row("euler_2", "ode", 0, "c.yaml", {"top1": 0.5}, {"evaluations": 6, "latency_ms": 3.0})
+        results = Results(f"The dial of {name}", name, "abc", "2026-01-01", {}, f"weights of {weights}; alike", (row,))
+        results.write(tmp_path / name)
+        return tmp_path / name
+
+    paths = [part("a", "x"), part("b", "y")]
+    with pytest.raises(ResultsError, match="give each a name"):
+        merge(paths)
+    merged = merge(paths, ["", "dial"])
+    assert [row.name for row in merged.rows] == ["euler_2", "dial_euler_2"]
+    assert [dict(row.cost) for row in merged.rows] == [{"evaluations": 6}] * 2
+    assert merged.protocol == "the others: weights of x; dial: weights of y; alike"
+    assert merged.what == "The dial of a; The dial of b"
+    with pytest.raises(ResultsError, match="2 paths and 1 names"):
+        merge(paths, ["dial"])
+
+
 def test_merge_refuses_what_cannot_be_compared(tmp_path: Path) -> None:
     _results(_row(seed=0)).write(tmp_path / "a.json")
     _results(_row(seed=1), protocol="another").write(tmp_path / "b.json")

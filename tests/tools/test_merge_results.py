@@ -32,3 +32,28 @@ def test_what_cannot_be_joined_is_told(tool, tmp_path: Path, capsys) -> None:
     assert "protocol" in capsys.readouterr().err
     assert tool.main([str(tmp_path / "none"), "--output", str(tmp_path / "all.json")]) == 2
     assert not (tmp_path / "all.json").exists()
+
+
+def test_dials_are_joined_under_names_and_drawn(tool, tmp_path: Path) -> None:
+    for name in ("before", "after"):
+        rows = tuple(
+            Row(f"euler_{steps}", "ode", 0, "c.yaml", {"top1": 0.1 * steps}, {"evaluations": steps})
+            for steps in (1, 2, 4)
+        )
+        protocol = f"weights of {name}; full steps: euler_4"
+        results = Results(
+            what="The dial of it",
+            command="c",
+            commit="abc",
+            date="2026-01-01",
+            machine={},
+            protocol=protocol,
+            rows=rows,
+        )
+        results.write(tmp_path / f"{name}.json")
+    runs = [str(tmp_path / "before.json"), f"dial={tmp_path / 'after.json'}"]
+    assert tool.main([*runs, "--output", str(tmp_path / "all.json"), "--plot", "top1"]) == 0
+    names = [row.name for row in Results.read(tmp_path / "all.json").rows]
+    assert names == ["euler_1", "euler_2", "euler_4", "dial_euler_1", "dial_euler_2", "dial_euler_4"]
+    assert (tmp_path / "all.png").stat().st_size > 1000
+    assert tool.main([*runs, "--output", str(tmp_path / "all.json"), "--plot", "AP"]) == 2

@@ -37,7 +37,7 @@ from ode_detect.engine.provenance import provenance
 from ode_detect.engine.run import evaluate_only, holds_run, load_network, open_run
 from ode_detect.report.comparison import Compared, differences, group, numbers, summary
 from ode_detect.report.page import Page
-from ode_detect.report.results import ROLE_WORDS, Results
+from ode_detect.report.results import ROLE_WORDS, Results, joined_protocol
 from ode_detect.report.rows import Comparison, Row
 
 logger = logging.getLogger("ode_detect.engine")
@@ -330,20 +330,12 @@ def _results(
 
 def _protocol(scored: Sequence[Scored], times: Sequence[Row]) -> list[str]:
     """Clause by clause: in what the runs differ, what they share, how it was measured here."""
-    stated = [one.results.protocol.split("; ") for one in scored]
-    alike = [clause for clause in stated[0] if all(clause in clauses for clauses in stated)]
-    own = [
-        f"{one.row.name}, seed {one.row.seed}: {clause}"
-        for one, clauses in zip(scored, stated, strict=True)
-        for clause in clauses
-        if clause not in alike
-    ]
+    stated = [(f"{one.row.name}, seed {one.row.seed}", one.results.protocol) for one in scored]
     rounds = {row.name.partition(": ")[0]: int(row.cost["rounds"]) for row in times}
     batch = next(name for name in rounds if name.startswith(MANY))
     step = f"networks in turns, median of {rounds[STEP]} rounds" if STEP in rounds else "not timed"
     return [
-        *own,
-        *alike,
+        *joined_protocol(stated),
         f"latency: one picture at a time, {batch.removeprefix(f'{MANY} of ')} at a time for pictures per second, the "
         f"networks in turns in one process on the first {PICTURES} test pictures, median of {rounds[ONE]} and "
         f"{rounds[batch]} rounds, threads: {torch.get_num_threads()}",
