@@ -2,18 +2,21 @@
 
 import functools
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import detectron2
 import pytest
 import torch
+import torchvision
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from torch import nn
 
 import ode_detect.engine.tasks  # noqa: F401  registers backbones and heads
+from ode_detect.backbones import build_cifar_resnet
 from ode_detect.engine.config import load_config
 from ode_detect.ode import ODEBlock
 
@@ -36,6 +39,14 @@ RECIPES = {
         {"MODEL.BACKBONE.NAME", "MODEL.ROI_HEADS.NAME", "MODEL.RESNETS.DEPTH", "MODEL.WEIGHTS"},
     ),
 }
+# ODE-ResNets of CIFAR and ImageNet that are trained from scratch, and the published ResNets as flows.
+CLASSIFICATION = CONFIGS / "classification"
+KINDS = ("constant", "piecewise", "hat", "stacked", "augmented", "wide")
+FROM_SCRATCH = [path for kind in KINDS for path in sorted(CLASSIFICATION.glob(f"*_{kind}.yaml"))]
+PRETRAINED = sorted(CLASSIFICATION.glob("*_pretrained.yaml"))
+DEPTH = "MODEL.RESNETS.DEPTH"
+# Without their tails ResNet-34 and ResNet-101 are ResNet-18 and ResNet-50.
+SAME_ABLATION = {"imagenet_r34": "imagenet_r18", "imagenet_r101": "imagenet_r50"}
 OUR_OWN = {"TEST.EVAL_PERIOD", "OUTPUT_DIR", "MODEL.DEVICE"}
 
 
@@ -67,6 +78,12 @@ def without_memory(cfg: CfgNode) -> nn.Module:
 
 
 @functools.cache
+def loaded(path: Path) -> CfgNode:
+    """A config, to be read only."""
+    return load_config(path)
+
+
+@functools.cache
 def build(path: Path) -> nn.Module:
     """The network of a config, without values."""
     return without_memory(load_config(path))
@@ -88,8 +105,8 @@ def test_the_header_states_a_claim_or_that_there_is_none(path: Path) -> None:
     claim = header(path).partition("Claim: ")[2]
     assert claim, "a config states its claim in its header"
     if "has not been run" in claim:
-        assert re.search(r"\d+(\.\d)? hours", claim), "what it would cost"
-        assert re.search(r"(AP|AP50) ?\d|\d box AP", claim), "the number to stand beside"
+        assert re.search(r"\d+(\.\d)? (hours|minutes)|a minute", claim), "what it would cost"
+        assert re.search(r"(AP|AP50) ?\d|\d box AP|(error|top-1) of \d", claim), "the number to stand beside"
     else:
         assert re.search(r"results/\w+\.json", claim), "where the claim is held"
 
@@ -101,7 +118,7 @@ def test_a_base_says_that_it_is_one(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=name)
 def test_the_network_of_every_config_is_built(path: Path) -> None:
-    cfg = load_config(path)
+    cfg = loaded(path)
     model = build(path)
     flows = {n: m for n, m in model.named_modules() if isinstance(m, ODEBlock)}
     assert bool(flows) == (cfg.MODEL.ODE.ROLE == "ode" and cfg.MODEL.BACKBONE.NAME != "build_mlp_backbone")
@@ -194,3 +211,80 @@ def test_the_sizes_that_are_told(recipe: str) -> None:
     assert round(sizes["ablation"] / 1e6, 1) == 8.0
     if "shared" in sizes:
         assert round(sizes["shared"] / 1e6, 1) == 13.9
+
+
+def size(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def shapes(model: nn.Module) -> Counter[torch.Size]:
+    return Counter(p.shape for p in model.parameters())
+
+
+def without_tails(model: nn.Module) -> dict[str, torch.Size]:
+    """What a network has in every role: stem, transitions and head."""
+    tail = re.compile(r"\.(s1\.\d+|(s[2-9]|res[2-5])\.[1-9]\d*)\.")
+    return {n: p.shape for n, p in model.named_parameters() if not tail.search(n)}
+
+
+def counterpart(path: Path, role: str) -> Path:
+    """The twin or the ablation of an ODE-ResNet from scratch."""
+    network = path.stem if path.stem.endswith("_wide") else path.stem.rpartition("_")[0]
+    return path.with_stem(f"{SAME_ABLATION.get(network, network) if role == 'ablation' else network}_{role}")
+
+
+@pytest.mark.parametrize("role", ["twin", "ablation"])
+@pytest.mark.parametrize("path", FROM_SCRATCH, ids=name)
+def test_an_ode_resnet_has_the_recipe_and_the_transitions_of_its_twin_and_ablation(path: Path, role: str) -> None:
+    other = counterpart(path, role)
+    changed = differences(loaded(other), loaded(path))
+    expected = {"OUTPUT_DIR"} if other.stem.startswith(path.stem.rpartition("_")[0]) else {"OUTPUT_DIR", DEPTH}
+    assert {key for key in changed if not key.startswith("MODEL.ODE.")} == expected
+    ours, theirs = without_tails(build(path)), without_tails(build(other))
+    if loaded(path).MODEL.ODE.EXTRA_CHANNELS:  # what stands behind a flow is wider
+        assert list(ours) == list(theirs)
+    else:
+        assert ours == theirs
+    assert (size(build(other)) == sum(shape.numel() for shape in theirs.values())) == (role == "ablation")
+
+
+def told(path: Path) -> str:
+    """The parameters that a header tells, in millions."""
+    match = re.search(r"(\d+\.\d+) M parameters\.", header(path))
+    return match[1] if match else ""
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent == CLASSIFICATION and told(p)], ids=name)
+def test_the_parameters_of_a_classifier_that_are_told(path: Path) -> None:
+    digits = len(told(path).partition(".")[2])
+    assert f"{size(build(path)) / 1e6:.{digits}f}" == told(path)
+
+
+def test_the_table_of_parameters_holds_what_the_headers_tell() -> None:
+    guide = (ROOT / "docs" / "classification.md").read_text(encoding="utf-8")
+    section = guide.partition("## CIFAR and ImageNet")[2].partition("\n## ")[0]
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in section.splitlines() if line[:1] == "|"]
+    cells = [(f"{network}{row[0]}", cell) for row in rows[2:] for network, cell in zip(rows[0], row, strict=True)]
+    table = {stem: cell for stem, cell in cells if re.fullmatch(r"\d+\.\d+", cell)}
+    assert table == {stem: told(CLASSIFICATION / f"{stem}.yaml") for stem in table}
+    assert {path.stem for path in FROM_SCRATCH} <= set(table)
+
+
+@pytest.mark.parametrize("path", PRETRAINED, ids=name)
+def test_pretrained_flows_have_the_parameters_of_the_published_network(path: Path) -> None:
+    depth = loaded(path).MODEL.RESNETS.DEPTH
+    with torch.device("meta"):
+        cifar = path.stem.startswith("cifar10")
+        published = build_cifar_resnet(f"resnet{depth}") if cifar else torchvision.models.get_model(f"resnet{depth}")
+    twin = without_memory(load_config(path, ["MODEL.ODE.ROLE", "twin"]))
+    assert shapes(build(path)) == shapes(twin) == shapes(published)
+
+
+@pytest.mark.parametrize("path", sorted(CLASSIFICATION.glob("imagenet_*.yaml")), ids=name)
+def test_torchvisions_numbers_are_its_own(path: Path) -> None:
+    cfg = loaded(path)
+    network = f"resnet{cfg.MODEL.RESNETS.DEPTH}"
+    network = "wide_resnet50_2" if cfg.MODEL.RESNETS.WIDTH_PER_GROUP == 128 else network
+    weights = torchvision.models.get_model_weights(network)["IMAGENET1K_V1"]
+    assert f"top-1 of {weights.meta['_metrics']['ImageNet-1K']['acc@1']:.1f} %" in header(path)
+    assert cfg.MODEL.WEIGHTS in ("", f"weights/{Path(weights.url).name}")
