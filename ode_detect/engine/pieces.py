@@ -25,10 +25,10 @@ from ode_detect.report.plots import Panel, plot_panels
 from ode_detect.report.results import Results, Row
 
 from .checkpoint import Checkpointer
-from .compare.runs import Training, train_missing
+from .compare.runs import Training, check_runs, train_missing
 from .config import ConfigError, load_config
 from .provenance import config_mark, provenance, weights_mark
-from .run import Run, cost, evaluate, holds_run, load_network, open_run
+from .run import Run, cost, evaluate, holds_run, load_network, open_run, write_records
 from .stream import build_stream
 from .trainer import autocast, build_network
 
@@ -91,8 +91,15 @@ def project(cfg: CfgNode, wanted: Projection, *, command: str, config_file: str,
     _check_folder(folder)
     asked = cfg.clone()
     cfg.DATASETS.TEST = cfg.DATASETS.TEST[:1]
+    # What the folder says of an earlier command stays, if this one is refused.
     run = open_run(
-        cfg, command=command, config_file=config_file, resume=False, evaluating=True, folder=folder / "evaluation"
+        cfg,
+        command=command,
+        config_file=config_file,
+        resume=False,
+        evaluating=True,
+        folder=folder / "evaluation",
+        records=False,
     )
     asked.SEED = run.cfg.SEED
     model, used = load_network(run, weights)
@@ -103,6 +110,7 @@ def project(cfg: CfgNode, wanted: Projection, *, command: str, config_file: str,
             "asked for; give fewer, or grow a network by --grow."
         )
     kept = _Kept(folder, run, model)
+    write_records(run)
     kept.add(f"pieces_{pieces}", lambda: _measured(run, model))
     batches = _training_batches(run, max(wanted.batches, FITTED_BATCHES))
     for count in wanted.counts:
@@ -205,27 +213,32 @@ def grow(
         stage = _training(f"pieces_{count}", config_file, cfg, folder, words, {**keys, "MODEL.WEIGHTS": weights})
         if stages and stage.state == "missing":
             _split(stages[-1], weights)
-        train_missing([stage], tool)
+        _train(stage, tool)
         stages.append(stage)
         weights = str(folder / f"pieces_{2 * count}_start.pth")
     other = _training("from_the_start", config_file, cfg, folder, words, {"SOLVER.MAX_ITER": sum(wanted.iterations)})
-    train_missing([other], tool)
-    rows = [Results.read(one.folder / "results.json") for one in (*stages, other)]
-    minutes = sum(part.rows[0].cost["train_minutes"] for part in rows[:-1])
-    grown, whole_time = rows[-2].rows[0], rows[-1].rows[0]
+    _train(other, tool)
+    parts = [Results.read(one.folder) for one in (*stages, other)]
+    minutes = sum(part.rows[0].cost["train_minutes"] for part in parts[:-1])
+    grown, start = parts[-2].rows[0], parts[-1].rows[0]
     path = ", ".join(f"{c} for {n}" for c, n in zip(wanted.counts, wanted.iterations, strict=True))
     results = Results(
-        what=f"Pieces of {Path(config_file).stem}, grown: {rows[-1].what}",
-        **{**provenance(command), "commit": ", ".join(dict.fromkeys(part.commit for part in rows))},
+        what=f"Pieces of {Path(config_file).stem}, grown: {parts[-1].what}",
+        **{**provenance(command), "commit": ", ".join(dict.fromkeys(part.commit for part in parts))},
         protocol=f"grown: pieces of each flow and iterations, {path}, a schedule of its own for each; from the start: "
-        f"{wanted.counts[-1]} pieces for {sum(wanted.iterations)} iterations; {rows[-1].protocol}",
+        f"{wanted.counts[-1]} pieces for {sum(wanted.iterations)} iterations; {parts[-1].protocol}",
         rows=(
             replace(grown, name="grown", cost={**grown.cost, "train_minutes": round(minutes, 2)}),
-            replace(whole_time, name="from_the_start"),
+            replace(start, name="from_the_start"),
         ),
     )
     results.write(folder / "growth.json")
     return results
+
+
+def _train(one: Training, tool: Sequence[str]) -> None:
+    check_runs([one], training=True)
+    train_missing([one], tool)
 
 
 def _training(
