@@ -31,7 +31,7 @@ from ode_detect.ode.dial import (
     solved_by,
 )
 from ode_detect.ode.diffeq import takes_steps
-from ode_detect.ode.solvers import Solver
+from ode_detect.ode.solvers import LeftOut, Solver
 from ode_detect.report.files import whole
 from ode_detect.report.plots import MetricsError, plot_dial
 from ode_detect.report.results import Results, Row
@@ -182,10 +182,22 @@ class Dial:
                         self.model, steps=count, method=method, flow=flows, **tolerances(self.run.cfg), dry=True
                     )
                     setting = self.full.with_flows(chosen)
-                    found.setdefault(setting.name, setting)
+                    if self._possible(setting):
+                        found.setdefault(setting.name, setting)
         except ValueError as error:
             raise ConfigError(str(error)) from error
         return list(found.values())
+
+    def _possible(self, setting: Setting) -> bool:
+        """Whether the flows last long enough for the blocks that are to be kept; other settings are always so."""
+        try:
+            for path, solver in setting.solvers:
+                if isinstance(solver, LeftOut):
+                    list(solver.grid(self.flows[path].duration))
+        except ValueError as error:
+            logger.warning("%s is left out: %s", setting.name, error)
+            return False
+        return True
 
     def paths(self, flows: Sequence[str] | None) -> list[str]:
         """The paths of flows by their names, each once; of all flows for None."""

@@ -188,6 +188,8 @@ def test_methods_that_choose_their_own_steps_come_once(trained: list[str], tmp_p
     dial = open_dial(trained, tmp_path)
     names = [setting.name for setting in dial.settings([1, 2], ["euler", "dopri5", "rk4"])]
     assert names == ["euler_2", "euler_1", "dopri5", "rk4_1", "rk4_2"]
+    # Of the blocks of a flow at most all are kept.
+    assert [setting.name for setting in dial.settings([1, 40], ["left_out"])] == ["euler_2", "left_out_1"]
     only = [setting.name for setting in dial.settings([1, 4], ["euler"], ["res3"])]
     assert only == ["euler_2", "euler_2-1-2", "euler_2-4-2"]
 
