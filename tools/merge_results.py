@@ -12,6 +12,7 @@ Runs with names may differ in protocol; their rows are called by them.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -26,14 +27,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--plot", metavar="METRIC", help="also draw a dial: this metric against evaluations, as .png")
     args = parser.parse_args(arguments)
     try:
-        named = [run.rpartition("=") for run in args.runs]
-        names = [name for name, _, _ in named] if any(name for name, _, _ in named) else []
-        results = merge([path for _, _, path in named], names)
+        found = [re.fullmatch(r"(?:(\w+)=)?(.+)", run, re.DOTALL) for run in args.runs]
+        names = [match[1] or "" for match in found if match]
+        results = merge([match[2] for match in found if match], names if any(names) else [])
         results.write(args.output)
         if args.plot:
-            full = next((c for c in results.protocol.split("; ") if c.startswith("full steps: ")), "")
-            plot = Path(args.output).with_suffix(".png")
-            plot_dial(results.rows, args.plot, plot, full=full.removeprefix("full steps: "))
+            full = re.findall(r"\bfull steps: (\S+?)(?:;|$)", results.protocol)
+            plot_dial(results.rows, args.plot, Path(args.output).with_suffix(".png"), full=full)
     except (ResultsError, MetricsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

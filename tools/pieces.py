@@ -4,7 +4,7 @@
 Examples:
     python tools/pieces.py --config-file configs/classification/cifar10_resnet56_ode.yaml --project 4 2 1 --distil 300
     python tools/pieces.py --config-file configs/classification/cifar10_resnet56_grown.yaml \
-        --grow 1 2 4 8 --iterations 400 400 400 300
+        --grow 1 2 4 8 --iterations 400 300 300 200
 
 --project writes pieces.json, pieces.png, and for each network its weights and a config. --grow writes growth.json and a
 run folder for each number of pieces. The same command goes on where it was stopped.

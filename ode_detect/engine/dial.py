@@ -242,8 +242,9 @@ class Dial:
             names: of measured settings.
         """
         loader = self.run.task.test_loader(self.run.cfg, self.run.cfg.DATASETS.TEST[0])
-        batches = list(itertools.islice(loader, PICTURES))
-        logger.info("timing %d settings on %d pictures", len(names), sum(map(len, batches)))
+        # One at a time, however many a batch of the loader holds.
+        batches = [[picture] for picture in itertools.islice(itertools.chain.from_iterable(loader), PICTURES)]
+        logger.info("timing %d settings on %d pictures", len(names), len(batches))
         taken: dict[str, list[float]] = {name: [] for name in names}
         with torch.no_grad(), inference_context(self.model):
             for name in names:
@@ -253,7 +254,7 @@ class Dial:
                 order = [*names[turn % len(names) :], *names[: turn % len(names)]]
                 first = {name: self._seconds(name, batch) for name in order}
                 for name in order:
-                    taken[name].append(1000 * min(first[name], self._seconds(name, batch)) / len(batch))
+                    taken[name].append(1000 * min(first[name], self._seconds(name, batch)))
         return {name: statistics.median(values) for name, values in taken.items()}
 
     def _seconds(self, name: str, batch: Any) -> float:
@@ -330,7 +331,7 @@ class Dial:
         )
         results.write(self.folder / "dial.json")
         try:
-            plot_dial(results.rows, self.metric, self.folder / "dial.png", full=self.full.name, better=self.better)
+            plot_dial(results.rows, self.metric, self.folder / "dial.png", full=[self.full.name], better=self.better)
         except MetricsError as error:
             logger.warning("not drawn: %s", error)
         return results

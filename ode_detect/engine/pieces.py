@@ -6,8 +6,10 @@ import copy
 import itertools
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from ode_detect.ode.block import flows_of
 from ode_detect.ode.distillation import distil
 from ode_detect.ode.pieces import PiecewiseConstant
 from ode_detect.ode.refit import project_pieces, split_pieces
-from ode_detect.ode.solvers import FixedStep
+from ode_detect.ode.solvers import TABLEAUS, FixedStep
 from ode_detect.report.files import whole
 from ode_detect.report.plots import Panel, plot_panels
 from ode_detect.report.results import Results, Row
@@ -30,7 +32,7 @@ from .config import ConfigError, load_config
 from .provenance import config_mark, provenance, weights_mark
 from .run import Run, cost, evaluate, holds_run, load_network, open_run, write_records
 from .stream import build_stream
-from .trainer import autocast, build_network
+from .trainer import autocast, build_network, on_gpu
 
 logger = logging.getLogger("ode_detect.engine")
 
@@ -79,7 +81,7 @@ def project(cfg: CfgNode, wanted: Projection, *, command: str, config_file: str,
         config_file: for the records.
         weights: the checkpoint; "" takes what `ode_detect.engine.run.fill` takes.
         folder: gets ``pieces.json`` and ``pieces.png``, and for each network ``NAME.pth`` and ``NAME.yaml``, a config
-            for ``tools/train_net.py --eval-only`` and for further training; not that of a run.
+            for ``tools/train_net.py --eval-only``; not that of a run.
 
     Returns:
         A row for the checkpoint ("pieces_8"), for each projection ("pieces_4_projected") and each distillation
@@ -109,27 +111,26 @@ def project(cfg: CfgNode, wanted: Projection, *, command: str, config_file: str,
             f"a projection saves pieces, and the flows of {used} have {pieces} each, while {max(wanted.counts)} were "
             "asked for; give fewer, or grow a network by --grow."
         )
-    kept = _Kept(folder, run, model)
+    kept = _Kept(folder, run, model, wanted)
     write_records(run)
-    kept.add(f"pieces_{pieces}", lambda: _measured(run, model))
-    batches = _training_batches(run, max(wanted.batches, FITTED_BATCHES))
+    kept.add(f"pieces_{pieces}", partial(_measured, run, model))
+    batches = _training_batches(run, wanted.batches)
     for count in wanted.counts:
         names = [f"pieces_{count}_projected", *([f"pieces_{count}_distilled"] if wanted.iterations else [])]
         if kept.has(names):
             continue
         fewer = copy.deepcopy(model)
-        report = project_pieces(fewer, batches[:FITTED_BATCHES], count=count)
-        logger.info("projected on %d pieces:\n%s", count, report)
         for name in names:
-            if name.endswith("distilled"):
-                logger.info("distilling %d pieces for %d iterations", count, wanted.iterations)
-                with autocast(run.cfg):
-                    losses = distil(fewer, model, batches, iterations=wanted.iterations, seed=run.cfg.SEED)
-                logger.info("distillation: loss %.4f at first, %.4f at last", losses[0], losses[-1])
+            with _config_errors():
+                if name.endswith("projected"):
+                    report = project_pieces(fewer, batches[:FITTED_BATCHES], count=count)
+                    logger.info("projected on %d pieces:\n%s", count, report)
+                else:
+                    _distil(run, fewer, model, batches, wanted.iterations)
             own = asked.clone()
             own.MODEL.ODE.NUM_PIECES, own.MODEL.ODE.STEPS, own.MODEL.ODE.DURATION = count, steps, int(duration)
             _write_network(fewer, own, folder / name, run.command)
-            kept.add(name, lambda fewer=fewer: _measured(run, fewer))
+            kept.add(name, partial(_measured, run, fewer))
     results = Results(
         what=f"Pieces of {Path(config_file).stem}: {run.task.name}, {run.cfg.DATASETS.TEST[0]}",
         **provenance(command),
@@ -207,17 +208,20 @@ def grow(
     _check_grown(cfg, wanted)
     pairs = zip(overrides[::2], overrides[1::2], strict=True)
     words = [word for pair in pairs for word in pair if pair[0] not in ("SEED", "OUTPUT_DIR")]
-    weights, stages = cfg.MODEL.WEIGHTS, list[Training]()
-    for count, iterations in zip(wanted.counts, wanted.iterations, strict=True):
+    starts = [cfg.MODEL.WEIGHTS, *(str(folder / f"pieces_{count}_start.pth") for count in wanted.counts[1:])]
+    stages = []
+    for count, iterations, weights in zip(wanted.counts, wanted.iterations, starts, strict=True):
         keys = {"MODEL.ODE.NUM_PIECES": count, "MODEL.ODE.STEPS": count, "SOLVER.MAX_ITER": iterations}
-        stage = _training(f"pieces_{count}", config_file, cfg, folder, words, {**keys, "MODEL.WEIGHTS": weights})
-        if stages and stage.state == "missing":
-            _split(stages[-1], weights)
-        _train(stage, tool)
-        stages.append(stage)
-        weights = str(folder / f"pieces_{2 * count}_start.pth")
-    other = _training("from_the_start", config_file, cfg, folder, words, {"SOLVER.MAX_ITER": sum(wanted.iterations)})
-    _train(other, tool)
+        stages.append(_training(f"pieces_{count}", config_file, cfg, folder, words, {**keys, "MODEL.WEIGHTS": weights}))
+    keys = {"MODEL.ODE.STEPS": wanted.counts[-1], "SOLVER.MAX_ITER": sum(wanted.iterations)}
+    other = _training("from_the_start", config_file, cfg, folder, words, keys)
+    check_runs([*stages, other], training=True)
+    _check_order(stages)
+    for index, stage in enumerate(stages):
+        if index and stage.state == "missing":
+            _split(stages[index - 1], starts[index])
+        train_missing([stage], tool)
+    train_missing([other], tool)
     parts = [Results.read(one.folder) for one in (*stages, other)]
     minutes = sum(part.rows[0].cost["train_minutes"] for part in parts[:-1])
     grown, start = parts[-2].rows[0], parts[-1].rows[0]
@@ -226,7 +230,8 @@ def grow(
         what=f"Pieces of {Path(config_file).stem}, grown: {parts[-1].what}",
         **{**provenance(command), "commit": ", ".join(dict.fromkeys(part.commit for part in parts))},
         protocol=f"grown: pieces of each flow and iterations, {path}, a schedule of its own for each; from the start: "
-        f"{wanted.counts[-1]} pieces for {sum(wanted.iterations)} iterations; {parts[-1].protocol}",
+        f"{wanted.counts[-1]} pieces for {sum(wanted.iterations)} iterations; {parts[-1].protocol}; "
+        "minutes of training as each run logged them, whatever else the machine did",
         rows=(
             replace(grown, name="grown", cost={**grown.cost, "train_minutes": round(minutes, 2)}),
             replace(start, name="from_the_start"),
@@ -236,11 +241,6 @@ def grow(
     return results
 
 
-def _train(one: Training, tool: Sequence[str]) -> None:
-    check_runs([one], training=True)
-    train_missing([one], tool)
-
-
 def _training(
     name: str, config_file: str, cfg: CfgNode, folder: Path, words: Sequence[str], keys: dict[str, Any]
 ) -> Training:
@@ -248,8 +248,23 @@ def _training(
     return Training(name=name, config_file=config_file, seed=cfg.SEED, folder=folder / name, overrides=overrides)
 
 
+def _check_order(stages: Sequence[Training]) -> None:
+    """A stage starts from the one before: it cannot be there if that is not finished."""
+    for before, after in itertools.pairwise(stages):
+        if before.state != "finished" and after.state != "missing":
+            raise ConfigError(
+                f"each stage starts from the one before, and {after.folder} was trained while {before.folder} is "
+                f"{before.state}; move {after.folder} and those after it away, or give another --output."
+            )
+
+
 def _check_grown(cfg: CfgNode, wanted: Growth) -> None:
     ode = cfg.MODEL.ODE
+    if ode.PIECES != "piecewise" or ode.METHOD not in TABLEAUS or ode.STEPS not in (0, ode.NUM_PIECES):
+        raise ConfigError(
+            f"a network grows by one piece and one step for each, and MODEL.ODE.PIECES is {ode.PIECES}, METHOD "
+            f"{ode.METHOD}, STEPS {ode.STEPS}; set PIECES piecewise, METHOD euler and STEPS 0."
+        )
     if ode.ROLE != "ode" or wanted.counts[-1] != ode.NUM_PIECES or not ode.DURATION or cfg.SEED < 0:
         raise ConfigError(
             f"a network is grown to MODEL.ODE.NUM_PIECES of its config, in a time that does not change, and ROLE is "
@@ -295,16 +310,33 @@ def _uniform(model: nn.Module) -> tuple[int, int, float]:
     return first
 
 
+def _distil(run: Run, fewer: nn.Module, teacher: nn.Module, batches: Sequence[Any], iterations: int) -> None:
+    logger.info("distilling for %d iterations", iterations)
+    # In half precision, which a GPU would take, these gradients vanish.
+    with nullcontext() if on_gpu(run.cfg) else autocast(run.cfg):
+        losses = distil(fewer, teacher, batches, iterations=iterations, seed=run.cfg.SEED)
+    logger.info("distillation: loss %.4f at first, %.4f at last", losses[0], losses[-1])
+
+
+@contextmanager
+def _config_errors() -> Iterator[None]:
+    """What cannot be projected or distilled is so by its config."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
 class _Kept:
     """Rows that are measured once, in the folder of a projection."""
 
-    def __init__(self, folder: Path, run: Run, model: nn.Module) -> None:
+    def __init__(self, folder: Path, run: Run, model: nn.Module, wanted: Projection) -> None:
         self._path, self._run = folder / _KEPT, run
         self._marks = {
             "config": config_mark(run.cfg),
             "weights": weights_mark(model),
             "commit": provenance(run.command)["commit"],
-            "command": run.command,
+            "distillation": [wanted.iterations, wanted.batches],
         }
         self.rows: dict[str, Row] = {}
         if not self._path.exists():
@@ -321,7 +353,7 @@ class _Kept:
     def has(self, names: Sequence[str]) -> bool:
         return set(names) <= self.rows.keys()
 
-    def add(self, name: str, measure: Any) -> None:
+    def add(self, name: str, measure: Callable[[], tuple[dict[str, float], dict[str, float]]]) -> None:
         """Measure and write, if it is not there."""
         if name not in self.rows:
             metrics, figures = measure()
@@ -369,8 +401,10 @@ def _projection_protocol(run: Run, wanted: Projection, used: str, pieces: int) -
     parts.append(f"full pieces: pieces_{pieces}")
     parts.append(f"projection by least squares on {FITTED_BATCHES} training batches of {batch}")
     if wanted.iterations:
+        precision = "autocast" if cfg.SOLVER.AMP.ENABLED and not on_gpu(cfg) else "float32"
         parts.append(
-            f"distillation from the flows of the network with {pieces} pieces: {wanted.iterations} iterations of Adam "
+            f"distillation from the flows of the network with {pieces} pieces: {wanted.iterations} iterations of Adam, "
+            f"{precision}, "
             f"on {wanted.batches} training batches of {batch}, no labels, statistics of BatchNorm as projected"
         )
     return "; ".join(parts)

@@ -208,14 +208,14 @@ def pareto_front(costs: Sequence[float], values: Sequence[float], *, better: str
     return front
 
 
-def plot_dial(rows: Sequence[Row], metric: str, path: str | Path, *, full: str, better: str = "max") -> None:
+def plot_dial(rows: Sequence[Row], metric: str, path: str | Path, *, full: Sequence[str], better: str = "max") -> None:
     """Plot quality against evaluations, and against milliseconds if all rows have them, with the Pareto front of each.
 
     Args:
         rows: One for each setting, named by it ("euler_2", "rk4_1-2-2", "dial_euler_2"), with ``evaluations``.
         metric: Which metric; a fraction is shown in percent.
         path: Picture to write; its suffix says the format.
-        full: The row that is marked: the setting of the config.
+        full: The rows that are marked: the settings of the configs.
         better: "max" or "min".
 
     Raises:
@@ -250,7 +250,9 @@ def _at_least(axes: Axes, span: float) -> None:
     axes.set_ylim(low - missing / 2, high + missing / 2)
 
 
-def _settings(axes: Axes, rows: Sequence[Row], x: Sequence[float], y: Sequence[float], full: str, better: str) -> None:
+def _settings(
+    axes: Axes, rows: Sequence[Row], x: Sequence[float], y: Sequence[float], full: Sequence[str], better: str
+) -> None:
     """Points by method, those of the front with their names, and the front as stairs."""
     front = pareto_front(x, y, better=better)
     axes.step([x[i] for i in front], [y[i] for i in front], where="post", color="#999999", linewidth=1.2, zorder=1)
@@ -262,9 +264,11 @@ def _settings(axes: Axes, rows: Sequence[Row], x: Sequence[float], y: Sequence[f
         # Neighbours on the front lie close: by turns above and below.
         offset = (4, 5) if rank % 2 else (4, -11)
         axes.annotate(rows[i].name, (x[i], y[i]), offset, textcoords="offset points", fontsize=7, color=INK)
-    marked = [i for i, row in enumerate(rows) if row.name == full]
-    ring = axes.scatter([x[i] for i in marked], [y[i] for i in marked], s=110, label=f"full steps ({full})", zorder=3)
-    ring.set(facecolors="none", edgecolors=INK, linewidths=1.2)
+    marked = [i for i, row in enumerate(rows) if row.name in full]
+    if marked:
+        label = f"full steps ({rows[marked[0]].name})" if len(marked) == 1 else "full steps"
+        ring = axes.scatter([x[i] for i in marked], [y[i] for i in marked], s=110, label=label, zorder=3)
+        ring.set(facecolors="none", edgecolors=INK, linewidths=1.2)
     axes.plot([], [], color="#999999", linewidth=1.2, label="Pareto front")
     axes.margins(x=0.12, y=0.15)
 

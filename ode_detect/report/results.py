@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import re
 import statistics
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
@@ -57,6 +58,8 @@ _DETAILS = (
 )
 # Beside top1 these means over classes say little that is new.
 _DETAILS_OF_CLASSIFIERS = ("precision", "recall", "f1")
+# What is compared within one process only.
+_TIMES = ("latency_ms", "pictures_per_second", "train_step_ms")
 _HEADINGS = {
     **{"ece": "ECE", "nll": "NLL", "top1": "top-1", "top5": "top-5"},
     **{"top1_half_step": "top-1, half the step", "top1_other_method": "top-1, other method"},
@@ -171,12 +174,12 @@ def merge(paths: Iterable[str | Path], names: Sequence[str] = ()) -> Results:
     Args:
         paths: Files of results or run folders.
         names: One for each path, which its rows are called by ("dial" makes "euler_2" into "dial_euler_2"); "" leaves
-            them. Such parts may differ in ``what`` and ``protocol``, and both are told. Latencies, which were measured
-            in different processes, are left out.
+            them. Such parts may differ in ``what`` and ``protocol``, and both are told. Times, which were measured in
+            different processes, are left out.
 
     Raises:
-        ResultsError: There is no path, the runs differ in ``what`` or ``protocol`` and have no names, or a network and
-            seed occur twice.
+        ResultsError: There is no path, the runs differ in ``what`` or ``protocol`` and have no names, a network and
+            seed occur twice, or a part with a name is a benchmark.
     """
     paths = [Path(path) for path in paths]
     if not paths or (names and len(names) != len(paths)):
@@ -222,10 +225,13 @@ def joined_protocol(protocols: Sequence[tuple[str, str]]) -> list[str]:
 
 def _named(part: Results, name: str) -> Results:
     def row(row: Row) -> Row:
-        cost = {key: value for key, value in row.cost.items() if key != "latency_ms"}
+        cost = {key: value for key, value in row.cost.items() if key not in _TIMES}
         return replace(row, name=f"{name}_{row.name}" if name else row.name, cost=cost)
 
-    return replace(part, rows=tuple(map(row, part.rows)))
+    if part.comparisons:
+        raise ResultsError(f"the ratios of a benchmark are not merged under names; {part.what!r} has some.")
+    protocol = re.sub(r"\b(full \w+: )", rf"\g<1>{name}_", part.protocol) if name else part.protocol
+    return replace(part, protocol=protocol, rows=tuple(map(row, part.rows)))
 
 
 def machine() -> dict[str, Any]:

@@ -11,6 +11,8 @@ from ode_detect.engine import pieces
 from ode_detect.engine.config import ConfigError, load_config
 from ode_detect.engine.pieces import Growth, Projection, grow, project
 from ode_detect.engine.run import evaluate_only, open_run, train
+from ode_detect.engine.tasks import get_task
+from ode_detect.engine.trainer import build_network
 from ode_detect.report.results import Results
 
 from ..conftest import ROOT, overrides_for_shapes
@@ -142,6 +144,43 @@ def test_a_growth_that_cannot_be_is_refused(counts: tuple[int, ...], iterations:
         Growth(counts=counts, iterations=iterations)
 
 
-def test_a_config_that_does_not_end_at_the_last_count_is_refused(shapes: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="NUM_PIECES 4"):
-        grown(shapes, tmp_path / "grown", "MODEL.ODE.NUM_PIECES", "4")
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("MODEL.ODE.NUM_PIECES", "4", "one step for each"),
+        ("MODEL.ODE.METHOD", "dopri5", "METHOD euler"),
+        ("MODEL.ODE.DURATION", "0", "DURATION above 0"),
+    ],
+)
+def test_a_config_that_cannot_be_grown_is_refused(shapes: Path, tmp_path: Path, key: str, value: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        grown(shapes, tmp_path / "grown", key, value)
+
+
+def test_a_stage_that_grew_from_other_weights_is_refused(shapes: Path, tmp_path: Path) -> None:
+    words = [*overrides_for_shapes(shapes, tmp_path), *FLOW, "MODEL.ODE.NUM_PIECES", "2", "MODEL.ODE.STEPS", "2"]
+    keys = [
+        "SOLVER.MAX_ITER",
+        "8",
+        "SOLVER.WARMUP_ITERS",
+        "3",
+        "TEST.EVAL_PERIOD",
+        "0",
+        "SOLVER.CHECKPOINT_PERIOD",
+        "50",
+    ]
+    start = tmp_path / "pieces_2_start.pth"
+    words += [*keys, "SEED", "0"]
+    build = load_config(CONFIG, words)
+    get_task(build)
+    torch.save({"model": build_network(build).state_dict()}, start)
+    stage = [*words, "MODEL.WEIGHTS", str(start), "OUTPUT_DIR", str(tmp_path / "pieces_2")]
+    train(open_run(load_config(CONFIG, stage), command="", config_file=CONFIG, resume=False), resume=False)
+    wanted = Growth(counts=(1, 2), iterations=(12, 8))
+    with pytest.raises(ConfigError, match="starts from the one before"):
+        grow(CONFIG, words, wanted, tool=TOOL, command="grow", folder=tmp_path)
+
+
+def test_fewer_steps_than_pieces_are_told(trained: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="some are never evaluated"):
+        projected([*trained, "MODEL.ODE.STEPS", "2"], tmp_path / "out", 2)

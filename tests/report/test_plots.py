@@ -222,7 +222,7 @@ def test_the_dial_is_plotted_by_one_setting_or_many(tmp_path: Path) -> None:
         _setting("dopri5", 0.44, 90, 90.0),
     ]
     for name, shown, metric in (("many", rows, "AP50"), ("one", rows[:1], "AP50"), ("metres", rows, "RMSE")):
-        plot_dial(shown, metric, tmp_path / f"{name}.png", full="euler_2", better="max")
+        plot_dial(shown, metric, tmp_path / f"{name}.png", full=["euler_2"], better="max")
         assert _picture(tmp_path / f"{name}.png").std() > 5
     pictures = [_picture(tmp_path / f"{name}.png") for name in ("many", "one")]
     assert (pictures[0] != pictures[1]).any()
@@ -236,8 +236,8 @@ def test_methods_are_read_from_the_names_of_settings(tmp_path: Path) -> None:
 def test_differences_of_nothing_do_not_fill_the_plot_of_a_dial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limits = []
     monkeypatch.setattr(plots, "save_figure", lambda figure, path: limits.extend(a.get_ylim() for a in figure.axes))
-    plot_dial([_setting("a", 0.900, 1, 1.0), _setting("b", 0.901, 2, 2.0)], "AP50", tmp_path / "x.png", full="a")
-    plot_dial([_setting("a", 0.9, 1, 1.0), _setting("b", 0.5, 2, 2.0)], "AP50", tmp_path / "x.png", full="a")
+    plot_dial([_setting("a", 0.900, 1, 1.0), _setting("b", 0.901, 2, 2.0)], "AP50", tmp_path / "x.png", full=["a"])
+    plot_dial([_setting("a", 0.9, 1, 1.0), _setting("b", 0.5, 2, 2.0)], "AP50", tmp_path / "x.png", full=["a"])
     assert [round(high - low, 6) for low, high in limits[:2]] == [2.0, 2.0]
     assert all(40 < high - low < 60 for low, high in limits[2:])
 
@@ -245,7 +245,7 @@ def test_differences_of_nothing_do_not_fill_the_plot_of_a_dial(tmp_path: Path, m
 def test_a_dial_without_numbers_is_not_plotted(tmp_path: Path) -> None:
     row = Row(name="a", role="ode", seed=0, config="c.yaml", metrics={"AP50": 0.5})
     with pytest.raises(MetricsError, match="there is none"):
-        plot_dial([row], "AP50", tmp_path / "a.png", full="a")
+        plot_dial([row], "AP50", tmp_path / "a.png", full=["a"])
 
 
 def test_a_curve_has_as_many_x_as_y() -> None:

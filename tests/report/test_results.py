@@ -139,7 +139,15 @@ def test_merge_joins_rows_and_keeps_every_origin(tmp_path: Path) -> None:
 def test_named_parts_may_differ_and_their_protocols_are_told(tmp_path: Path) -> None:
     def part(name: str, weights: str) -> Path:
         row = Row("euler_2", "ode", 0, "c.yaml", {"top1": 0.5}, {"evaluations": 6, "latency_ms": 3.0})
-        results = Results(f"The dial of {name}", name, "abc", "2026-01-01", {}, f"weights of {weights}; alike", (row,))
+        results = Results(
+            f"The dial of {name}",
+            name,
+            "abc",
+            "2026-01-01",
+            {},
+            f"weights of {weights}; full steps: euler_2; alike",
+            (row,),
+        )
         results.write(tmp_path / name)
         return tmp_path / name
 
@@ -149,7 +157,10 @@ def test_named_parts_may_differ_and_their_protocols_are_told(tmp_path: Path) -> 
     merged = merge(paths, ["", "dial"])
     assert [row.name for row in merged.rows] == ["euler_2", "dial_euler_2"]
     assert [dict(row.cost) for row in merged.rows] == [{"evaluations": 6}] * 2
-    assert merged.protocol == "the others: weights of x; dial: weights of y; alike"
+    assert merged.protocol == (
+        "the others: weights of x; the others: full steps: euler_2; dial: weights of y; "
+        "dial: full steps: dial_euler_2; alike"
+    )
     assert merged.what == "The dial of a; The dial of b"
     with pytest.raises(ResultsError, match="2 paths and 1 names"):
         merge(paths, ["dial"])

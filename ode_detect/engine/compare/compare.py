@@ -31,7 +31,7 @@ from ode_detect.engine.compare.runs import (
     plan,
     train_missing,
 )
-from ode_detect.engine.compare.turned import TURNED, turned
+from ode_detect.engine.compare.turned import CHANGES, TURNED, turned
 from ode_detect.engine.config import ConfigError
 from ode_detect.engine.provenance import provenance
 from ode_detect.engine.run import evaluate_only, holds_run, load_network, open_run
@@ -357,7 +357,9 @@ def _reasons(request: Request, rows: Iterable[Row]) -> dict[tuple[str, str], str
     reasons = {}
     for row in rows:
         for metric in metrics:
-            if metric not in row.metrics:
+            if metric not in row.metrics and metric.endswith(tuple(CHANGES)):
+                reasons[row.name, metric] = "no flows, or not solved in that way"
+            elif metric not in row.metrics:
                 reasons[row.name, metric] = (
                     "the evaluation gave no such number, or an earlier version evaluated; --evaluate does it anew"
                 )

@@ -124,7 +124,7 @@ def dial_section(found: Sequence[Folders], files: Sequence[Path], task: Task, fo
         full = re.search(r"full steps: ([\w.-]+)", results.protocol)
         path = folder / f"dial_{number}.png"
         try:
-            plot_dial(results.rows, metric, path, full=full[1] if full else "", better=task.better)
+            plot_dial(results.rows, metric, path, full=[full[1]] if full else [], better=task.better)
         except MetricsError as error:
             if file in files:
                 raise ResultsError(f"{file} is not that of a dial: {error}") from error

@@ -40,6 +40,9 @@ def other(solver: Solver) -> Solver:
     return FixedStep(method, steps=steps, projection=solver.projection)
 
 
+CHANGES = {"half_step": finer, "other_method": other}
+
+
 def turned(network: Loaded) -> dict[str, float]:
     """Evaluate a network with its flows solved in two other ways.
 
@@ -54,10 +57,12 @@ def turned(network: Loaded) -> dict[str, float]:
         return {}
     flows, task, metrics = flows_of(network.model), network.run.task, {}
     metric = task.metric.rpartition("/")[2]
-    for name, change in (("half_step", finer), ("other_method", other)):
+    for name, change in CHANGES.items():
         try:
             with solved_by(network.model, {path: change(block.solver) for path, block in flows.items()}):
-                found = task.metrics(evaluate(network.run, network.model))
+                # A folder of its own: what the evaluation of the network itself left is drawn on the page.
+                run = replace(network.run, folder=network.run.folder / name)
+                found = task.metrics(evaluate(run, network.model))
         except SolveError as error:
             logger.warning("%s, %s, is left out: %s", network.name, name, error)
             continue

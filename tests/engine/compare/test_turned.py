@@ -9,7 +9,7 @@ from ode_detect.engine.compare.compare import Request, compare
 from ode_detect.engine.compare.measure import Loaded
 from ode_detect.engine.compare.turned import finer, other, turned
 from ode_detect.engine.config import load_config
-from ode_detect.engine.run import load_network, open_run, train
+from ode_detect.engine.run import evaluate, load_network, open_run, train
 from ode_detect.ode import Adaptive, FixedStep
 from ode_detect.ode.block import flows_of
 from ode_detect.report.results import Results
@@ -70,7 +70,11 @@ def test_the_other_solvers(solver: object, smaller: object, swapped: object) -> 
 def test_a_flow_is_evaluated_in_two_other_ways_and_stays_as_it_was(shapes: Path, networks: Path) -> None:
     network = loaded(shapes, networks, CONFIGS[0], "ode")
     before = {path: block.solver for path, block in flows_of(network.model).items()}
+    kept = network.run.folder / "inference" / "shapes_test" / "scores.json"
+    evaluate(network.run, network.model)
+    scores = kept.read_text()
     found = turned(network)
+    assert kept.read_text() == scores
     assert set(found) == {"top1_half_step", "top1_other_method"}
     assert all(0 <= value <= 1 for value in found.values())
     assert {path: block.solver for path, block in flows_of(network.model).items()} == before
