@@ -16,7 +16,7 @@ import re
 import sys
 from pathlib import Path
 
-from ode_detect.report.plots import MetricsError, plot_dial
+from ode_detect.report.plots import MetricsError, full_settings, plot_dial
 from ode_detect.report.results import ResultsError, merge, to_text
 
 
@@ -32,8 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
         results = merge([match[2] for match in found if match], names if any(names) else [])
         results.write(args.output)
         if args.plot:
-            full = re.findall(r"\bfull steps: (\S+?)(?:;|$)", results.protocol)
-            plot_dial(results.rows, args.plot, Path(args.output).with_suffix(".png"), full=full)
+            plot = Path(args.output).with_suffix(".png")
+            plot_dial(results.rows, args.plot, plot, full=full_settings(results.protocol))
     except (ResultsError, MetricsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

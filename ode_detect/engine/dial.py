@@ -37,9 +37,8 @@ from ode_detect.report.plots import MetricsError, plot_dial
 from ode_detect.report.results import Results, Row
 
 from .config import ConfigError, tolerances
-from .provenance import config_mark, provenance, weights_mark
-from .run import Run, cost, evaluate, holds_run, load_network, open_run, write_records
-from .stream import build_stream
+from .provenance import check_marks, marks, provenance
+from .run import Run, cost, evaluate, holds_run, load_network, open_run, training_batches, write_records
 
 logger = logging.getLogger("ode_detect.engine")
 
@@ -152,11 +151,7 @@ class Dial:
         self._own = self._statistics()
         self._estimated: dict[str, dict[str, Tensor]] = {}
         self.measured: dict[str, Measured] = {}
-        self._marks = {
-            "config": config_mark(self.run.cfg),
-            "weights": weights_mark(self.model),
-            "commit": provenance(command)["commit"],
-        }
+        self._marks = marks(self.run.cfg, self.model)
         self._commands = list(dict.fromkeys([*kept.get("commands", []), command]))
         if kept:
             self._take_up(kept)
@@ -364,14 +359,10 @@ class Dial:
         """Statistics for a setting; those of the full one are the checkpoint's own."""
         if not self.statistics_batches or setting == self.full:
             return
-        cfg = self.run.cfg
-        dicts, mapper = self.run.task.train_data(cfg)
-        stream = build_stream(
-            dicts, mapper, batch=cfg.SOLVER.IMS_PER_BATCH, seed=cfg.SEED, workers=cfg.DATALOADER.NUM_WORKERS
-        )
+        batches = itertools.islice(training_batches(self.run), self.statistics_batches)
         try:
             with solved_by(self.model, dict(setting.solvers)):
-                estimate_statistics(self.model, itertools.islice(stream, self.statistics_batches))
+                estimate_statistics(self.model, batches)
                 self._estimated[setting.name] = self._statistics()
         except StatisticsError as error:
             logger.warning("%s keeps the statistics of the full steps: %s", setting.name, error)
@@ -383,12 +374,7 @@ class Dial:
         return {f"{path}.{n}": b.clone() for path, norm in named.items() for n, b in norm.named_buffers(recurse=False)}
 
     def _take_up(self, kept: dict[str, Any]) -> None:
-        changed = [name for name, mark in self._marks.items() if kept["marks"].get(name) != mark]
-        if changed:
-            raise ConfigError(
-                f"{self.folder} holds the dial of another {' and of another '.join(changed)}, whose numbers would be "
-                "mixed with these. Give another --output, or delete that folder."
-            )
+        check_marks(self.folder, "dial", kept["marks"], self._marks)
         for name, entry in kept["settings"].items():
             solvers = {}
             for path, solver in self.full.solvers:

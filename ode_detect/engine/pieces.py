@@ -29,9 +29,8 @@ from ode_detect.report.results import Results, Row
 from .checkpoint import Checkpointer
 from .compare.runs import Training, check_runs, train_missing
 from .config import ConfigError, load_config
-from .provenance import config_mark, provenance, weights_mark
-from .run import Run, cost, evaluate, holds_run, load_network, open_run, write_records
-from .stream import build_stream
+from .provenance import check_marks, marks, provenance
+from .run import Run, cost, evaluate, holds_run, load_network, open_run, training_batches, write_records
 from .trainer import autocast, build_network, on_gpu
 
 logger = logging.getLogger("ode_detect.engine")
@@ -114,7 +113,7 @@ def project(cfg: CfgNode, wanted: Projection, *, command: str, config_file: str,
     kept = _Kept(folder, run, model, wanted)
     write_records(run)
     kept.add(f"pieces_{pieces}", partial(_measured, run, model))
-    batches = _training_batches(run, wanted.batches)
+    batches = list(itertools.islice(training_batches(run), wanted.batches))
     for count in wanted.counts:
         names = [f"pieces_{count}_projected", *([f"pieces_{count}_distilled"] if wanted.iterations else [])]
         if kept.has(names):
@@ -332,22 +331,12 @@ class _Kept:
 
     def __init__(self, folder: Path, run: Run, model: nn.Module, wanted: Projection) -> None:
         self._path, self._run = folder / _KEPT, run
-        self._marks = {
-            "config": config_mark(run.cfg),
-            "weights": weights_mark(model),
-            "commit": provenance(run.command)["commit"],
-            "distillation": [wanted.iterations, wanted.batches],
-        }
+        self._marks = {**marks(run.cfg, model), "distillation": [wanted.iterations, wanted.batches]}
         self.rows: dict[str, Row] = {}
         if not self._path.exists():
             return
         kept = json.loads(self._path.read_text())
-        changed = [name for name, mark in self._marks.items() if kept["marks"].get(name) != mark]
-        if changed:
-            raise ConfigError(
-                f"{folder} holds the projection of another {' and of another '.join(changed)}, whose numbers would be "
-                "mixed with these. Give another --output, or delete that folder."
-            )
+        check_marks(folder, "projection", kept["marks"], self._marks)
         self.rows = {row["name"]: Row(**row) for row in kept["rows"]}
 
     def has(self, names: Sequence[str]) -> bool:
@@ -374,18 +363,6 @@ class _Kept:
 
 def _measured(run: Run, model: nn.Module) -> tuple[dict[str, float], dict[str, float]]:
     return run.task.metrics(evaluate(run, model)), cost(run, model, minutes=None)
-
-
-def _training_batches(run: Run, count: int) -> list[Any]:
-    dicts, mapper = run.task.train_data(run.cfg)
-    stream = build_stream(
-        dicts,
-        mapper,
-        batch=run.cfg.SOLVER.IMS_PER_BATCH,
-        seed=run.cfg.SEED,
-        workers=run.cfg.DATALOADER.NUM_WORKERS,
-    )
-    return list(itertools.islice(stream, count))
 
 
 def _write_network(model: nn.Module, cfg: CfgNode, stem: Path, command: str) -> None:

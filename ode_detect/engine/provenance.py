@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +13,8 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ode_detect.report.results import commit, machine
+
+from .config import ConfigError
 
 
 def provenance(command: str) -> dict[str, Any]:
@@ -27,7 +31,32 @@ def provenance(command: str) -> dict[str, Any]:
     }
 
 
-def config_mark(cfg: CfgNode) -> str:
+def marks(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+    """What numbers that are kept in a folder depend on: config, weights and commit."""
+    return {"config": _config_mark(cfg), "weights": _weights_mark(model), "commit": commit()}
+
+
+def check_marks(folder: Path, what: str, kept: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse a folder whose numbers depend on something else than those that would join them.
+
+    Args:
+        folder: where they are kept.
+        what: they are of: "dial".
+        kept: the `marks` in the folder.
+        now: those of this command.
+
+    Raises:
+        ConfigError: the marks differ; the message names them.
+    """
+    changed = [name for name, mark in now.items() if kept.get(name) != mark]
+    if changed:
+        raise ConfigError(
+            f"{folder} holds the {what} of another {' and of another '.join(changed)}, whose numbers would be mixed "
+            "with these. Give another --output, or delete that folder."
+        )
+
+
+def _config_mark(cfg: CfgNode) -> str:
     """Of all that a result depends on; weights are marked by their values."""
     cfg = cfg.clone()
     cfg.defrost()
@@ -35,7 +64,7 @@ def config_mark(cfg: CfgNode) -> str:
     return hashlib.sha256(cfg.dump().encode()).hexdigest()
 
 
-def weights_mark(model: nn.Module) -> str:
+def _weights_mark(model: nn.Module) -> str:
     """Of the values of all weights and buffers."""
     mark = hashlib.sha256()
     for name, value in model.state_dict().items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from ode_detect.engine.task import Task
 from ode_detect.report.overlays import Line, plot_lines
 from ode_detect.report.page import Figure, Section
 from ode_detect.report.pictures import PictureError
-from ode_detect.report.plots import Curve, MetricsError, plot_dial, read_metrics, series
+from ode_detect.report.plots import Curve, MetricsError, full_settings, plot_dial, read_metrics, series
 from ode_detect.report.results import ROLE_WORDS, Results
 from ode_detect.report.rows import ResultsError
 
@@ -121,10 +120,9 @@ def dial_section(found: Sequence[Folders], files: Sequence[Path], task: Task, fo
     figures = []
     for number, file in enumerate(dict.fromkeys([*files, *(file for file in known if file.exists())]), start=1):
         results = Results.read(file)
-        full = re.search(r"full steps: ([\w.-]+)", results.protocol)
         path = folder / f"dial_{number}.png"
         try:
-            plot_dial(results.rows, metric, path, full=[full[1]] if full else [], better=task.better)
+            plot_dial(results.rows, metric, path, full=full_settings(results.protocol), better=task.better)
         except MetricsError as error:
             if file in files:
                 raise ResultsError(f"{file} is not that of a dial: {error}") from error
