@@ -116,7 +116,7 @@ def add_ode_config(cfg: CfgNode) -> None:
     # Go on when MODEL.WEIGHTS does not fill the network: what is not in the file keeps its random start.
     cfg.MODEL.ALLOW_PARTIAL_WEIGHTS = False
     # Keep the network, and what goes through it, in the memory format channels_last: convolutions are faster, GN on a
-    # CPU many times slower, so for networks with BN or FrozenBN.
+    # CPU many times slower, so flows with GN stay contiguous. Else for networks with BN or FrozenBN.
     cfg.MODEL.CHANNELS_LAST = False
     # Evaluate (--eval-only) a copy of the detector that was made faster, and compared on the first test picture.
     cfg.MODEL.OPTIMIZE_FOR_INFERENCE = False

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 
 from ode_detect.media.errors import DatasetError
 from ode_detect.ode import SolveRecord, record_solves
+from ode_detect.ode.block import flows_of
 from ode_detect.ode.dial import set_solvers
 
 from .averaging import HandedOut
@@ -375,10 +376,23 @@ def build_network(cfg: CfgNode) -> nn.Module:
     with config_errors():
         model: nn.Module = build_model(cfg)
         if cfg.MODEL.CHANNELS_LAST:
-            model.to(memory_format=torch.channels_last)
+            _to_channels_last(model)
         if cfg.MODEL.ODE.FLOWS and cfg.MODEL.ODE.ROLE == "ode":
             set_solvers(model, steps=steps, method=methods, **tolerances(cfg))
         return model
+
+
+def _to_channels_last(model: nn.Module) -> None:
+    """All but the flows with a GroupNorm, which PyTorch computes many times slower so on a CPU."""
+    model.to(memory_format=torch.channels_last)
+    for block in flows_of(model).values():
+        if any(isinstance(module, nn.GroupNorm) for module in block.modules()):
+            block.to(memory_format=torch.contiguous_format)
+            block.register_forward_pre_hook(_contiguous)
+
+
+def _contiguous(block: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+    return inputs[0].contiguous()
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from ode_detect.engine import run as runs
 from ode_detect.engine import trainer as trainers
 from ode_detect.engine.config import ConfigError, load_config
 from ode_detect.engine.trainer import Interrupted, Trainer, build_network
+from ode_detect.ode.block import flows_of
 from ode_detect.report.plots import read_metrics
 from ode_detect.report.results import Results
 
@@ -290,3 +291,18 @@ def test_the_memory_format_of_a_network_is_that_of_the_config(squares_run: Overr
         assert {w.is_contiguous(memory_format=torch.channels_last) for w in kernels if w.shape[1] > 1} == {
             channels_last
         }
+
+
+def test_flows_with_group_normalisation_stay_contiguous_in_a_network_of_channels_last() -> None:
+    cfg = load_config(ROOT / "configs" / "classification" / "mnist_odenet.yaml", ["MODEL.DEVICE", "cpu"])
+    assert cfg.MODEL.CHANNELS_LAST
+    model = build_network(cfg).eval()
+    (flow,) = flows_of(model).values()
+    pictures = torch.randint(256, (2, 1, 28, 28), dtype=torch.uint8)
+    seen: list[torch.Tensor] = []
+    flow.field.register_forward_pre_hook(lambda field, inputs: seen.append(inputs[1]))
+    model([{"image": picture} for picture in pictures])
+    assert seen
+    assert all(h.is_contiguous() for h in seen)
+    assert flow.field.conv1.weight.is_contiguous()
+    assert model.backbone.stem.layers[3].weight.is_contiguous(memory_format=torch.channels_last)
