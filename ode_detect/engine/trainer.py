@@ -26,8 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ode_detect.media.errors import DatasetError
-from ode_detect.ode import SolveRecord, record_solves
-from ode_detect.ode.block import flows_of
+from ode_detect.ode import ODEBlock, SolveRecord, record_solves
 from ode_detect.ode.dial import set_solvers
 
 from .averaging import HandedOut
@@ -385,8 +384,8 @@ def build_network(cfg: CfgNode) -> nn.Module:
 def _to_channels_last(model: nn.Module) -> None:
     """All but the flows with a GroupNorm, which PyTorch computes many times slower so on a CPU."""
     model.to(memory_format=torch.channels_last)
-    for block in flows_of(model).values():
-        if any(isinstance(module, nn.GroupNorm) for module in block.modules()):
+    for block in model.modules():
+        if isinstance(block, ODEBlock) and any(isinstance(part, nn.GroupNorm) for part in block.modules()):
             block.to(memory_format=torch.contiguous_format)
             block.register_forward_pre_hook(_contiguous)
 

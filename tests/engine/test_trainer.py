@@ -293,6 +293,13 @@ def test_the_memory_format_of_a_network_is_that_of_the_config(squares_run: Overr
         }
 
 
+def test_a_network_without_flows_is_channels_last_as_a_whole() -> None:
+    cfg = load_config(ROOT / "configs" / "classification" / "mnist_ablation.yaml", ["MODEL.DEVICE", "cpu"])
+    kernels = [weight for weight in build_network(cfg).parameters() if weight.ndim == 4 and weight.shape[1] > 1]
+    assert kernels
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels)
+
+
 def test_flows_with_group_normalisation_stay_contiguous_in_a_network_of_channels_last() -> None:
     cfg = load_config(ROOT / "configs" / "classification" / "mnist_odenet.yaml", ["MODEL.DEVICE", "cpu"])
     assert cfg.MODEL.CHANNELS_LAST
