@@ -87,9 +87,11 @@ def project(cfg: CfgNode, wanted: Projection, *, command: str, config_file: str,
         ("pieces_4_distilled").
 
     Raises:
-        ConfigError: flows that cannot be projected so, or a folder with something else.
+        ConfigError: flows that cannot be projected so, a folder with something else, or a negative SEED.
     """
     _check_folder(folder)
+    if cfg.SEED < 0:
+        raise ConfigError(f"what was measured is kept for one seed, and SEED is {cfg.SEED}; give one of 0 or more.")
     asked = cfg.clone()
     cfg.DATASETS.TEST = cfg.DATASETS.TEST[:1]
     # What the folder says of an earlier command stays, if this one is refused.
@@ -102,7 +104,6 @@ def project(cfg: CfgNode, wanted: Projection, *, command: str, config_file: str,
         folder=folder / "evaluation",
         records=False,
     )
-    asked.SEED = run.cfg.SEED
     model, used = load_network(run, weights)
     pieces, steps, duration = _uniform(model)
     if max(wanted.counts) >= pieces:
@@ -113,11 +114,10 @@ def project(cfg: CfgNode, wanted: Projection, *, command: str, config_file: str,
     kept = _Kept(folder, run, model, wanted)
     write_records(run)
     kept.add(f"pieces_{pieces}", partial(_measured, run, model))
-    batches = list(itertools.islice(training_batches(run), wanted.batches))
-    for count in wanted.counts:
-        names = [f"pieces_{count}_projected", *([f"pieces_{count}_distilled"] if wanted.iterations else [])]
-        if kept.has(names):
-            continue
+    hows = ("projected", "distilled") if wanted.iterations else ("projected",)
+    missing = {c: names for c in wanted.counts if not kept.has(names := [f"pieces_{c}_{how}" for how in hows])}
+    batches = list(itertools.islice(training_batches(run), wanted.batches)) if missing else []
+    for count, names in missing.items():
         fewer = copy.deepcopy(model)
         for name in names:
             with _config_errors():

@@ -92,6 +92,7 @@ def test_what_was_measured_is_not_measured_again(
         raise AssertionError("evaluated again")
 
     monkeypatch.setattr(pieces, "evaluate", nothing)
+    monkeypatch.setattr(pieces, "training_batches", nothing)
     assert projected(trained, fewer[0], 2, 1).rows == fewer[1].rows
 
 
@@ -106,6 +107,11 @@ def test_a_folder_with_another_projection_is_refused(trained: list[str], fewer: 
 def test_counts_that_cannot_be_are_refused(trained: list[str], tmp_path: Path, counts: tuple[int], why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         projected(trained, tmp_path / "out", *counts)
+
+
+def test_a_seed_that_is_drawn_anew_is_refused(trained: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="SEED is -1"):
+        projected([*trained, "SEED", "-1"], tmp_path / "out", 2)
 
 
 def test_a_flow_without_pieces_is_refused(trained: list[str], tmp_path: Path) -> None:
