@@ -239,7 +239,13 @@ def plot_dial(rows: Sequence[Row], metric: str, path: str | Path, *, full: Seque
         if factor > 1:
             _at_least(axes, 2.0)
         if column == 1:
-            axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+            figure.legend(
+                *axes.get_legend_handles_labels(),
+                loc="outside right upper",
+                frameon=False,
+                fontsize=8,
+                labelcolor=INK,
+            )
     save_figure(figure, path)
 
 
@@ -258,17 +264,20 @@ def _at_least(axes: Axes, span: float) -> None:
 def _settings(
     axes: Axes, rows: Sequence[Row], x: Sequence[float], y: Sequence[float], full: Sequence[str], better: str
 ) -> None:
-    """Points by method, those of the front with their names, and the front as stairs."""
+    """Points by method, joined, each with its steps; and the front as stairs."""
     front = pareto_front(x, y, better=better)
     axes.step([x[i] for i in front], [y[i] for i in front], where="post", color="#999999", linewidth=1.2, zorder=1)
     methods = [_method(row.name) for row in rows]
     for colour, method in zip(_colours(list(dict.fromkeys(methods))), dict.fromkeys(methods), strict=True):
-        mine = [i for i, m in enumerate(methods) if m == method]
-        axes.scatter([x[i] for i in mine], [y[i] for i in mine], s=26, color=colour, label=method, zorder=2)
-    for rank, i in enumerate(sorted(front, key=lambda i: x[i])):
-        # Neighbours on the front lie close: by turns above and below.
-        offset = (4, 5) if rank % 2 else (4, -11)
-        axes.annotate(rows[i].name, (x[i], y[i]), offset, textcoords="offset points", fontsize=7, color=INK)
+        mine = sorted((i for i, m in enumerate(methods) if m == method), key=lambda i: x[i])
+        points = [x[i] for i in mine], [y[i] for i in mine]
+        axes.plot(*points, color=colour, linewidth=0.8, alpha=0.5, zorder=1)
+        axes.scatter(*points, s=26, color=colour, label=method, zorder=2)
+        for i in mine:
+            steps = rows[i].name.removeprefix(method).lstrip("_")
+            axes.annotate(
+                steps, (x[i], y[i]), (0, -10), textcoords="offset points", ha="center", fontsize=6, color=colour
+            )
     marked = [i for i, row in enumerate(rows) if row.name in full]
     if marked:
         label = f"full steps ({rows[marked[0]].name})" if len(marked) == 1 else "full steps"
