@@ -80,6 +80,8 @@ def distil(
             for parameter, gradient in zip(trained, gradients, strict=True):
                 parameter.grad = gradient
             optimizer.step()
+            # Under autocast the next iteration would see weights that were cast before this step.
+            torch.clear_autocast_cache()
             schedule.step()
     return losses
 

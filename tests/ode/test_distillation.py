@@ -53,6 +53,18 @@ def test_distillation_is_repeatable():
     assert same(states(students[0]), states(students[1]))
 
 
+def test_under_autocast_each_iteration_sees_the_weights_of_the_one_before():
+    teacher = model(4)
+    student = copy.deepcopy(teacher)
+    project_pieces(student, pictures(), count=2)
+    plain = copy.deepcopy(student)
+    expected, before = outputs(teacher, pictures()), outputs(student, pictures())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = distil(student, teacher, pictures(), iterations=40, learning_rate=3e-3)
+    assert losses == pytest.approx(distil(plain, teacher, pictures(), iterations=40, learning_rate=3e-3), rel=0.1)
+    assert (outputs(student, pictures()) - expected).norm() < 0.8 * (before - expected).norm()
+
+
 def test_a_student_that_is_its_teacher_has_nothing_to_learn():
     teacher = model(3)
     assert distil(copy.deepcopy(teacher), teacher, pictures(), iterations=2) == [0.0, 0.0]
