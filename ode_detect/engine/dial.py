@@ -145,7 +145,7 @@ class Dial:
             raise ConfigError(f"{error} MODEL.ODE.ROLE ode makes them, in MODEL.ODE.STAGES.") from error
         self.full = Setting(tuple((path, block.solver) for path, block in self.flows.items()))
         # "bbox/AP50" is "AP50" in the rows.
-        self.metric, self.better = self.run.task.metric.rpartition("/")[2], self.run.task.better
+        self.metric, self.better = self.run.task.score, self.run.task.better
         estimating = bool(batch_norms(self.model)) and self.run.cfg.SOLVER.DIAL.STATISTICS_BATCHES > 0
         self.statistics_batches = self.run.cfg.SOLVER.DIAL.STATISTICS_BATCHES if estimating else 0
         self._own = self._statistics()

@@ -137,7 +137,7 @@ def project(cfg: CfgNode, wanted: Projection, *, command: str, config_file: str,
         rows=tuple(kept.rows.values()),
     )
     results.write(folder / "pieces.json")
-    _plot(results.rows, run.task.metric.rpartition("/")[2], folder / "pieces.png")
+    _plot(results.rows, run.task.score, folder / "pieces.png")
     return results
 
 
@@ -357,7 +357,7 @@ class _Kept:
             content = {"marks": self._marks, "rows": [asdict(row) for row in self.rows.values()]}
             with whole(self._path) as partial:
                 partial.write_text(json.dumps(content, indent=1) + "\n")
-            metric = self._run.task.metric.rpartition("/")[2]
+            metric = self._run.task.score
             logger.info("%s: %s %.4f", name, metric, metrics.get(metric, float("nan")))
 
 

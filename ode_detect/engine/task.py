@@ -102,3 +102,8 @@ class Task:
     categories: Callable[[CfgNode], list[dict[str, Any]]]
     predictor: Callable[[CfgNode, Sequence[dict[str, Any]]], Predictor]
     finish: Callable[[CfgNode, nn.Module], None] = _nothing_more
+
+    @property
+    def score(self) -> str:
+        """The main metric as results call it: "AP50" of "bbox/AP50"."""
+        return self.metric.rpartition("/")[2]

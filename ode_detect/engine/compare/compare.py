@@ -397,7 +397,7 @@ def _page(
     return Page(
         title=f"{', '.join(names[:-1])} and {names[-1]}",
         about=f"{task.name} on {test}, {seeds}; {results.date}",
-        summary=summary(compared, task.metric.rpartition("/")[2]),
+        summary=summary(compared, task.score),
         warnings=tuple(_warnings(request, scored, compared, keys)),
         numbers=numbers(compared),
         differences=differences(compared),

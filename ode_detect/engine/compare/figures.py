@@ -115,7 +115,7 @@ def dial_section(found: Sequence[Folders], files: Sequence[Path], task: Task, fo
     Raises:
         ResultsError: a file that was given is not that of a dial.
     """
-    metric = task.metric.rpartition("/")[2]
+    metric = task.score
     known = [one.run / "dial" / "dial.json" for one in found if one.run]
     figures = []
     for number, file in enumerate(dict.fromkeys([*files, *(file for file in known if file.exists())]), start=1):

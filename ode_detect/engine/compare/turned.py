@@ -56,7 +56,7 @@ def turned(network: Loaded) -> dict[str, float]:
     if network.role != "ode":
         return {}
     flows, task, metrics = flows_of(network.model), network.run.task, {}
-    metric = task.metric.rpartition("/")[2]
+    metric = task.score
     for name, change in CHANGES.items():
         try:
             with solved_by(network.model, {path: change(block.solver) for path, block in flows.items()}):

@@ -28,7 +28,7 @@ def found(tmp_path: Path) -> list[Folders]:
 
 
 def task(**more: object) -> SimpleNamespace:
-    return SimpleNamespace(metric="bbox/AP50", better="max", **more)
+    return SimpleNamespace(metric="bbox/AP50", score="AP50", better="max", **more)
 
 
 def test_metric_and_losses_of_all_runs_are_drawn(found: list[Folders], tmp_path: Path) -> None:
