@@ -24,7 +24,8 @@ from ode_detect.ode.refit import project_pieces, split_pieces
 from ode_detect.ode.solvers import TABLEAUS, FixedStep
 from ode_detect.report.files import whole
 from ode_detect.report.plots import Panel, plot_panels
-from ode_detect.report.results import Results, Row
+from ode_detect.report.results import Results
+from ode_detect.report.rows import Row, is_fraction
 
 from .checkpoint import Checkpointer
 from .compare.runs import Training, check_runs, train_missing
@@ -389,16 +390,13 @@ def _projection_protocol(run: Run, wanted: Projection, used: str, pieces: int) -
 
 def _plot(rows: Sequence[Row], metric: str, path: Path) -> None:
     """Quality against parameters: the checkpoint ends each curve."""
-    first, *others = rows
+    factor = 100.0 if is_fraction(metric) else 1.0
+    first, *points = ((round(row.cost["parameters"] / 1e6, 3), factor * row.metrics[metric]) for row in rows)
     curves: dict[str, list[tuple[float, float]]] = {}
-    for row in others:
-        curves.setdefault(row.name.rpartition("_")[2], []).append(_point(row, metric))
-    panel = Panel(f"{metric} by parameters", metric, {k: [*v, _point(first, metric)] for k, v in curves.items()})
+    for row, point in zip(rows[1:], points, strict=True):
+        curves.setdefault(row.name.rpartition("_")[2], [first]).append(point)
+    panel = Panel(f"{metric} by parameters", f"{metric} (%)" if factor > 1 else metric, curves)
     plot_panels([panel], "Parameters (M)", path)
-
-
-def _point(row: Row, metric: str) -> tuple[float, float]:
-    return row.cost["parameters"] / 1e6, row.metrics[metric]
 
 
 def _check_folder(folder: Path) -> None:
