@@ -26,7 +26,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line; flags may stand anywhere among KEY VALUE pairs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--configs", nargs="+", required=True, metavar="FILE", help="the configs, two or more")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0 to N-1 of each config (1)")
+    parser.add_argument(
+        "--seeds", nargs="+", default=["1"], metavar="N", help="seeds 0 to N-1 of all configs (1), or an N for each"
+    )
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--train", action="store_true", help="train the runs that are missing or not finished")
     source.add_argument("--weights", nargs="+", default=[], metavar="FILE", help="a checkpoint for each config")
@@ -36,7 +38,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=20.0, metavar="X", help="for each of the three timings (20)")
     parser.add_argument("--output", metavar="DIR", help="where to write (output/compare_ and the first config's name)")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys that win over all files")
-    return parse_anywhere(parser, arguments, lists=dict.fromkeys(("configs", "weights", "dial"), "files"))
+    files = dict.fromkeys(("configs", "weights", "dial"), "files")
+    args = parse_anywhere(parser, arguments, lists={**files, "seeds": "whole numbers"})
+    if not all(word.isdecimal() for word in args.seeds):
+        parser.error(f"--seeds takes whole numbers, and got {' '.join(args.seeds)}")
+    return args
 
 
 def main(arguments: list[str]) -> None:
@@ -49,7 +55,7 @@ def main(arguments: list[str]) -> None:
         configs=tuple(args.configs),
         output=Path(args.output or Path("output") / f"compare_{Path(args.configs[0]).stem}"),
         command=shlex.join(["python", "tools/compare.py", *arguments]),
-        seeds=args.seeds,
+        seeds=tuple(map(int, args.seeds)),
         overrides=tuple(args.overrides),
         weights=tuple(args.weights),
         train=(sys.executable, str(Path(__file__).with_name("train_net.py"))) if args.train else (),

@@ -103,8 +103,8 @@ class Compared:
 
     @property
     def seeds(self) -> int:
-        """How many seeds the network with the fewest has."""
-        return min(len(network.rows) for network in self.networks)
+        """How many seeds the network with the most has."""
+        return max(len(network.rows) for network in self.networks)
 
 
 def group(rows: Iterable[Row]) -> tuple[Network, ...]:
@@ -173,9 +173,12 @@ def summary(compared: Compared, metric: str) -> tuple[str, ...]:
         for words, others in (("its twin", compared.twins), ("its ablation", compared.ablations)):
             if network.name in others:
                 sentences += _difference_in_words(compared, network, compared[others[network.name]], words, metric)
-    if compared.seeds < 3:
-        many = "One seed tells" if compared.seeds == 1 else f"{compared.seeds} seeds tell"
-        sentences.append(f"{many} nothing about significance.")
+    few = [network for network in compared.networks if len(network.rows) < 3]
+    if few:
+        fewest = min(len(network.rows) for network in few)
+        many = "One seed tells" if fewest == 1 else f"{fewest} seeds tell"
+        which = f" ({', '.join(network.name for network in few)})" if len(few) < len(compared.networks) else ""
+        sentences.append(f"{many} nothing about significance{which}.")
     return tuple(sentences)
 
 

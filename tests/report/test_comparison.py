@@ -110,6 +110,16 @@ def test_the_summary_states_numbers_and_claims_nothing_from_two_seeds() -> None:
     assert "no RMSE" in summary(COMPARED, "RMSE")[0]
 
 
+def test_networks_may_have_different_numbers_of_seeds() -> None:
+    three = [row("ode", "ode", seed, 0.8) for seed in range(3)]
+    mixed = Compared(group([*three, *ROWS[2:4]]), twins={"ode": "twin"})
+    assert summary(mixed, "AP50")[-1] == "2 seeds tell nothing about significance (twin)."
+    assert numbers(mixed).caption.startswith("Mean ± standard deviation over seeds")
+    single = Compared(group([*three, ROWS[2]]), twins={"ode": "twin"})
+    assert summary(single, "AP50")[-1] == "One seed tells nothing about significance (twin)."
+    assert cells(differences(single), "AP50 (points)")[0].small == "one seed, spread unknown"
+
+
 def test_of_what_a_classifier_gives_less_error_and_more_accuracy_is_better() -> None:
     found = [title(quantity).replace("\u00a0", " ") for quantity in ("error", "top1", "ece", "nll", "unfamiliar")]
     assert found == ["error (%) ↓", "top-1 (%) ↑", "ECE (%) ↓", "NLL ↓", "unfamiliar (%)"]

@@ -29,11 +29,14 @@ SMALL = {
 
 def test_keys_may_stand_anywhere(tool: ModuleType) -> None:
     args = tool.parse(["--configs", "a.yaml", "b.yaml", "SEED", "3", "--train", "MODEL.ODE.STEPS", "2", "--seeds", "2"])
-    assert (args.configs, args.train, args.seeds) == (["a.yaml", "b.yaml"], True, 2)
+    assert (args.configs, args.train, args.seeds) == (["a.yaml", "b.yaml"], True, ["2"])
     assert dict(zip(args.overrides[::2], args.overrides[1::2], strict=True)) == {"SEED": "3", "MODEL.ODE.STEPS": "2"}
     args = tool.parse(["TASK", "x", "--configs", "a.yaml", "b.yaml", "--weights", "a.pth", "b.pth", "TASK", "y"])
     assert (args.weights, args.overrides) == (["a.pth", "b.pth"], ["TASK", "x", "TASK", "y"])
-    for flags in (["--configs", "SEED", "3"], ["--configs", "a", "b", "--train", "--weights", "c", "d"]):
+    args = tool.parse(["--configs", "a.yaml", "b.yaml", "--seeds", "3", "1", "TASK", "x"])
+    assert (args.seeds, args.overrides) == (["3", "1"], ["TASK", "x"])
+    wrong = (["SEED", "3"], ["a", "b", "--train", "--weights", "c", "d"], ["a", "b", "--seeds", "3", "few"])
+    for flags in (["--configs", *words] for words in wrong):
         with pytest.raises(SystemExit):
             tool.parse(flags)
 
@@ -59,7 +62,7 @@ def test_runs_become_results_and_a_page(
     arguments = ["--configs", *configs, "--seconds", "0", "--output", str(output), *overrides]
     assert run_tool(tool.main, arguments) == 2
     assert "(missing): python tools/train_net.py" in capsys.readouterr().err
-    for one in plan(configs, 1, overrides):
+    for one in plan(configs, [1], overrides):
         run = runs.open_run(one.config(), command="train", config_file=one.config_file, resume=False)
         runs.train(run, resume=False)
     # As an earlier version evaluated: without these metrics, under another protocol.

@@ -51,7 +51,7 @@ class Request:
         configs: the files.
         output: folder of the page.
         command: for the records.
-        seeds: how many, from 0.
+        seeds: how many, from 0: one number for all configs, or one for each.
         overrides: key, value, ... for all configs.
         weights: a checkpoint for each config, instead of runs; () takes the runs.
         train: the command of ``tools/train_net.py``, to train what is missing; () trains nothing.
@@ -64,7 +64,7 @@ class Request:
     configs: tuple[str, ...]
     output: Path
     command: str
-    seeds: int = 1
+    seeds: tuple[int, ...] = (1,)
     overrides: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
     train: tuple[str, ...] = ()
@@ -173,7 +173,7 @@ def _check_request(request: Request, trainings: Sequence[Training]) -> None:
                 f"{earlier} holds a comparison of other networks ({', '.join(sorted(names))}), which would be "
                 "overwritten. Give another --output, or delete that folder."
             )
-    if request.weights and (request.train or request.evaluate or request.seeds > 1):
+    if request.weights and (request.train or request.evaluate or max(request.seeds) > 1):
         raise ConfigError("--weights takes one checkpoint for each config, and --train, --evaluate and --seeds make no "
                           "sense with it; leave them out.")  # fmt: skip
     if request.weights and len(request.weights) != len(request.configs):
@@ -393,7 +393,8 @@ def _page(
     )
     keys = differing_keys({n.name: n.run.cfg for n in loaded})
     test = loaded[0].run.cfg.DATASETS.TEST[0]
-    seeds = f"{request.seeds} seeds" if request.seeds > 1 else "one seed"
+    fewest, most = min(request.seeds), max(request.seeds)
+    seeds = "one seed" if most == 1 else f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"
     return Page(
         title=f"{', '.join(names[:-1])} and {names[-1]}",
         about=f"{task.name} on {test}, {seeds}; {results.date}",

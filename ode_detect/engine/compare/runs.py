@@ -74,27 +74,32 @@ class Training:
         return "finished" if (self.folder / "results.json").exists() else "unfinished"
 
 
-def plan(configs: Sequence[str], seeds: int, overrides: Sequence[str]) -> list[Training]:
-    """All trainings of a comparison, seed by seed, so that a stop leaves equal numbers of each network.
+def plan(configs: Sequence[str], seeds: Sequence[int], overrides: Sequence[str]) -> list[Training]:
+    """All trainings of a comparison, seed by seed, so that a stop leaves about as many of each network.
 
     The run of seed s is in ``OUTPUT_DIR/seed_s`` of its config. ``OUTPUT_DIR`` in the overrides is a folder for all:
     there it is in ``OUTPUT_DIR/NAME/seed_s``.
 
     Args:
         configs: the files.
-        seeds: from 0 to so many, exclusive.
+        seeds: how many, from 0: one number for all configs, or one for each.
         overrides: key, value, ... for all configs.
 
     Raises:
-        ConfigError: fewer than two configs, or configs that cannot be compared; see `check_comparable`.
+        ConfigError: fewer than two configs, or numbers of seeds that are not theirs, or configs that cannot be
+            compared; see `check_comparable`.
     """
     if len(configs) < 2:
         raise ConfigError(
             f"a comparison needs two configs or more, and {len(configs)} was given. Give the twin too "
             "(a config with MODEL.ODE.ROLE twin)."
         )
-    if seeds < 1:
-        raise ConfigError(f"a comparison needs one seed or more, not {seeds}; give --seeds 3, for example.")
+    if len(seeds) not in (1, len(configs)) or any(count < 1 for count in seeds):
+        raise ConfigError(
+            f"a comparison needs one seed or more of each config, and got {' '.join(map(str, seeds))}; give --seeds 3, "
+            f"for example, or {len(configs)} numbers, one for each config."
+        )
+    counts = [*seeds] if len(seeds) > 1 else [*seeds] * len(configs)
     if "SEED" in overrides[::2]:
         raise ConfigError("the seeds of a comparison are 0, 1, ..., and SEED was given; say how many by --seeds.")
     for path in configs:
@@ -113,8 +118,9 @@ def plan(configs: Sequence[str], seeds: int, overrides: Sequence[str]) -> list[T
             folder=(Path(shared) / name if shared else Path(loaded[str(path)].OUTPUT_DIR)) / f"seed_{seed}",
             overrides=others,
         )
-        for seed in range(seeds)
-        for name, path in zip(names, configs, strict=True)
+        for seed in range(max(counts))
+        for name, path, count in zip(names, configs, counts, strict=True)
+        if seed < count
     ]
 
 

@@ -42,7 +42,7 @@ def finish(one: Training, **changed: object) -> None:
 
 
 def test_runs_lie_in_a_folder_for_each_seed_of_each_config(pair: list[str], tmp_path: Path) -> None:
-    found = plan(pair, 2, ["SOLVER.MAX_ITER", "3"])
+    found = plan(pair, [2], ["SOLVER.MAX_ITER", "3"])
     assert [(one.name, one.seed, str(one.folder.relative_to(tmp_path))) for one in found] == [
         ("ode", 0, "ode/seed_0"),
         ("twin", 0, "twin/seed_0"),
@@ -53,8 +53,9 @@ def test_runs_lie_in_a_folder_for_each_seed_of_each_config(pair: list[str], tmp_
     assert cfg.SEED == 1
     assert cfg.SOLVER.MAX_ITER == 3
     assert str(tmp_path / "ode" / "seed_1") == cfg.OUTPUT_DIR
-    shared = plan(pair, 1, ["OUTPUT_DIR", str(tmp_path / "all")])
+    shared = plan(pair, [1], ["OUTPUT_DIR", str(tmp_path / "all")])
     assert [one.folder for one in shared] == [tmp_path / "all" / name / "seed_0" for name in ("ode", "twin")]
+    assert [(one.name, one.seed) for one in plan(pair, [2, 1], [])] == [("ode", 0), ("twin", 0), ("ode", 1)]
 
 
 def test_names_tell_networks_apart() -> None:
@@ -72,26 +73,27 @@ def test_names_tell_networks_apart() -> None:
 )
 def test_what_cannot_be_compared_is_refused(tmp_path: Path, lines: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        plan([config(tmp_path, "a"), config(tmp_path, "b", *lines)], 1, [])
+        plan([config(tmp_path, "a"), config(tmp_path, "b", *lines)], [1], [])
 
 
 def test_nonsense_is_refused(pair: list[str], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="given 2 times"):
-        plan([pair[0], pair[0]], 1, [])
+        plan([pair[0], pair[0]], [1], [])
     with pytest.raises(ConfigError, match="two configs or more"):
-        plan(pair[:1], 1, [])
-    with pytest.raises(ConfigError, match="one seed or more"):
-        plan(pair, 0, [])
+        plan(pair[:1], [1], [])
+    for seeds in ([0], [2, 0], [1, 2, 3], []):
+        with pytest.raises(ConfigError, match="one seed or more"):
+            plan(pair, seeds, [])
     with pytest.raises(ConfigError, match="by --seeds"):
-        plan(pair, 1, ["SEED", "4"])
+        plan(pair, [1], ["SEED", "4"])
     same = tmp_path / "same.yaml"
     same.write_text(Path(pair[0]).read_text())
     with pytest.raises(ConfigError, match="folder of its own"):
-        plan([pair[0], str(same)], 1, [])
+        plan([pair[0], str(same)], [1], [])
 
 
 def test_without_training_runs_must_be_finished(pair: list[str]) -> None:
-    ode, twin = plan(pair, 1, ["SOLVER.MAX_ITER", "3"])
+    ode, twin = plan(pair, [1], ["SOLVER.MAX_ITER", "3"])
     finish(ode)
     with pytest.raises(ConfigError, match=r"twin/seed_0 \(missing\): python tools/train_net.py --config-file") as told:
         check_runs([ode, twin], training=False)
@@ -104,7 +106,7 @@ def test_without_training_runs_must_be_finished(pair: list[str]) -> None:
 
 
 def test_a_run_of_another_config_is_refused(pair: list[str]) -> None:
-    ode, _ = plan(pair, 1, [])
+    ode, _ = plan(pair, [1], [])
     finish(ode, SOLVER__MAX_ITER=7, TEST__EVAL_PERIOD=3)
     for training in (True, False):
         with pytest.raises(ConfigError, match=r"SOLVER.MAX_ITER: 7 in the run, 500 in the config") as told:
@@ -113,7 +115,7 @@ def test_a_run_of_another_config_is_refused(pair: list[str]) -> None:
 
 
 def test_a_key_that_came_later_stands_for_its_default(pair: list[str]) -> None:
-    ode, _ = plan(pair, 1, [])
+    ode, _ = plan(pair, [1], [])
     finish(ode)
     file = ode.folder / "config.yaml"
     lines = [line for line in file.read_text().splitlines() if "MIN_VISIBLE" not in line and "DURATION" not in line]
@@ -140,7 +142,7 @@ if "--resume" not in words and folder.parent.name == "{stops}":
 def test_what_is_missing_is_trained_one_after_another_and_a_stop_goes_on(
     pair: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trainings = plan(pair, 1, [])
+    trainings = plan(pair, [1], [])
     tool = [sys.executable, "-c", TRAIN.format(stops="twin", code=130)]
     with pytest.raises(KeyboardInterrupt, match="same command goes on"):
         train_missing(trainings, tool)
@@ -155,7 +157,7 @@ def test_what_is_missing_is_trained_one_after_another_and_a_stop_goes_on(
 
 def test_a_training_that_fails_is_told(pair: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match="ode with seed 0 ended with exit code 2"):
-        train_missing(plan(pair, 1, []), [sys.executable, "-c", TRAIN.format(stops="ode", code=2)])
+        train_missing(plan(pair, [1], []), [sys.executable, "-c", TRAIN.format(stops="ode", code=2)])
     assert capsys.readouterr().err == "first line\nlast line\n"
 
 
