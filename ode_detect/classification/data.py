@@ -21,7 +21,7 @@ from ode_detect.ode.names import UnknownNameError, check_name
 from .folders import from_entry
 from .known import known_sources
 from .mapper import Example, Mapper, build_mapper
-from .sources import Pictures, Source, read_pictures
+from .sources import FORMATS, Pictures, Source, read_pictures
 
 
 def register_datasets(cfg: CfgNode) -> None:
@@ -188,7 +188,7 @@ def _source_of(name: str) -> Source:
 
 
 def _read(cfg: CfgNode, name: str) -> Pictures:
-    format = check_name(cfg.INPUT.FORMAT, ("RGB", "L"), "INPUT.FORMAT of a classifier")
+    format = check_name(cfg.INPUT.FORMAT, FORMATS, "INPUT.FORMAT of a classifier")
     return read_pictures(_source_of(name), format, cfg.INPUT.SIDE)
 
 

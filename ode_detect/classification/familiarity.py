@@ -26,12 +26,16 @@ class Familiarity(nn.Module):
     means: Tensor
     whitening: Tensor
     threshold: Tensor
+    _centres: Tensor
 
     def __init__(self, *, classes: int, channels: int) -> None:
         super().__init__()
         self.register_buffer("means", torch.zeros(classes, channels))
         self.register_buffer("whitening", torch.zeros(channels, channels))
         self.register_buffer("threshold", torch.tensor(0.0))
+        # The whitened means: with 1,000 classes to compute them anew would cost as much as a ResNet-50.
+        self.register_buffer("_centres", torch.zeros(classes, channels), persistent=False)
+        self.register_load_state_dict_post_hook(_whiten)
 
     @property
     def fitted(self) -> bool:
@@ -69,6 +73,11 @@ class Familiarity(nn.Module):
         inverse = torch.linalg.inv(torch.linalg.cholesky(covariance))
         self.means.copy_(means.nan_to_num(nan=torch.inf))
         self.whitening.copy_(inverse.T)
+        self._centres.copy_(self.means @ self.whitening)
+
+    def forget(self) -> None:
+        """Know no training pictures: those of other weights say nothing about these."""
+        self.threshold.zero_()
 
     @torch.no_grad()
     def calibrate(self, features: Tensor, share: float) -> None:
@@ -77,14 +86,21 @@ class Familiarity(nn.Module):
         Args:
             features: of pictures like the training pictures that the network was not trained on, (N, D).
             share: of them that is to count as familiar, in (0, 1).
+
+        Raises:
+            RuntimeError: no picture.
         """
         # The smallest float keeps a degenerate network, whose distances are 0, from looking as if nothing was fitted.
         distance = torch.quantile(self(features), share)
         self.threshold.copy_(distance.clamp(min=torch.finfo(torch.float32).tiny))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Distance to the nearest class in units of the spread within classes: (N, D) -> (N,)."""
-        known = self.means[self.means.isfinite().all(1)]
+        """Distance to the nearest class in units of the spread within classes: (N, D) -> (N,); NaN of NaN."""
+        known = self._centres[self.means.isfinite().all(1)]
         # Distances of near points from their difference, not from a difference of large squares.
         exact = "donot_use_mm_for_euclid_dist"
-        return torch.cdist(features.float() @ self.whitening, known @ self.whitening, compute_mode=exact).amin(1)
+        return torch.cdist(features.float() @ self.whitening, known, compute_mode=exact).amin(1)
+
+
+def _whiten(module: Familiarity, _: object) -> None:
+    module._centres = module.means @ module.whitening

@@ -23,13 +23,21 @@ def finish_classifier(cfg: CfgNode, model: Classifier) -> None:
     Args:
         cfg: for the training data, and ``TEST.FAMILIAR_SHARE``.
         model: trained, in evaluation mode. Its ``familiarity`` is filled.
+
+    Raises:
+        DatasetError: as for `ode_detect.classification.data.train_data`.
+        FloatingPointError: features that are not finite.
     """
     trained_on, held_out, mapper = reference_data(cfg)
-    order = torch.randperm(len(trained_on), generator=torch.Generator().manual_seed(0))[:_MOST]
-    some = [trained_on[index] for index in order.tolist()]
+    some, others = _some(trained_on), _some(held_out)
     labels = torch.tensor([record["label"] for record in some], device=model.device)
     model.familiarity.fit(_features(model, some, mapper, cfg.TEST.BATCH), labels)
-    model.familiarity.calibrate(_features(model, held_out, mapper, cfg.TEST.BATCH), cfg.TEST.FAMILIAR_SHARE)
+    model.familiarity.calibrate(_features(model, others, mapper, cfg.TEST.BATCH), cfg.TEST.FAMILIAR_SHARE)
+
+
+def _some(dicts: Sequence[Example]) -> Sequence[Example]:
+    order = torch.randperm(len(dicts), generator=torch.Generator().manual_seed(0))[:_MOST]
+    return [dicts[index] for index in order.tolist()]
 
 
 def _features(model: Classifier, dicts: Sequence[Example], mapper: Mapper, batch: int) -> Tensor:

@@ -170,10 +170,18 @@ def from_entry(entry: Any) -> FolderSource:
 
 
 def _pictures_in(folder: Path) -> list[str]:
-    """Files with the suffix of a picture, sorted; other files and hidden ones are left out."""
-    return sorted(
-        str(Path(root, file))
-        for root, _, files in os.walk(folder, followlinks=True)
-        for file in files
-        if Path(file).suffix.lower() in PICTURES and not file.startswith(".")
-    )
+    """Files with the suffix of a picture, sorted; other files and hidden ones are left out, and folders met before."""
+    found: list[str] = []
+    met: set[str] = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        if real in met:
+            folders.clear()  # a link into a folder above it would be followed without end
+            continue
+        met.add(real)
+        found += [
+            str(Path(root, file))
+            for file in files
+            if Path(file).suffix.lower() in PICTURES and not file.startswith(".")
+        ]
+    return sorted(found)

@@ -21,6 +21,8 @@ Example = dict[str, Any]
 # Columns of the numbers that are drawn for a picture: one for each change, whatever else is switched on.
 _DOWN, _RIGHT, _FLIP, _ANGLE, _SCALE, _BRIGHTNESS, _CONTRAST, _SATURATION, _HOLE_Y, _HOLE_X, _COUNT = range(11)
 _GREY = 128
+# Of a picture in testing, so many times its shorter side is looked at.
+_LONGEST = 8
 
 
 class Augmentation:
@@ -243,6 +245,9 @@ def to_side(image: Tensor, cfg: CfgNode) -> Tensor:
 
 def middle(image: Tensor, side: int, share: float) -> Tensor:
     """The middle square of a picture (C, H, W), of that share of its shorter side, scaled to ``side`` pixels."""
+    # What lies far outside the square is not seen, and a strip of 1 x 3,000 would become gigabytes.
+    short = min(image.shape[1:])
+    image = transforms.center_crop(image, [min(length, _LONGEST * short) for length in image.shape[1:]])
     height, width = image.shape[1:]
     factor = max(side, round(side / share)) / min(height, width)
     size = [max(side, round(height * factor)), max(side, round(width * factor))]

@@ -15,6 +15,7 @@ from ode_detect.ode.fields import make_norm
 from ode_detect.ode.names import check_name
 
 from .familiarity import Familiarity
+from .sources import FORMATS
 
 Example = dict[str, Any]
 NORMS = ("BN", "GN", "LN")
@@ -128,7 +129,8 @@ class Classifier(nn.Module):
         found = {"logits": logits, "features": features}
         if self.familiarity.fitted:
             found["distance"] = self.familiarity(features)
-            found["far"] = found["distance"] > self.familiarity.threshold
+            # A distance that is not a number is no small one.
+            found["far"] = ~(found["distance"] <= self.familiarity.threshold)
         return [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
 
     def features(self, images: Tensor) -> Tensor:
@@ -146,6 +148,7 @@ def _activation(norm: str, channels: int) -> nn.Sequential:
 def _check_channels(cfg: CfgNode) -> None:
     # Detectron2 builds the backbone for as many channels as there are means, and torch would repeat a grey picture.
     mean, std, format = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.INPUT.FORMAT
+    check_name(format, FORMATS, "INPUT.FORMAT of a classifier")
     channels = 1 if format == "L" else 3
     if (len(mean), len(std)) != (channels, channels):
         raise ValueError(

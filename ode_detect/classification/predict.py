@@ -57,6 +57,9 @@ class ClassificationPredictor:
         """The most likely classes with their probabilities, the first first.
 
         Each with "distance" and "unfamiliar" of the picture, where the classifier knows its training pictures.
+
+        Raises:
+            FloatingPointError: scores that are not numbers.
         """
         known = {}
         if "distance" in output:
@@ -90,5 +93,7 @@ class ClassificationPredictor:
 
 def _top(logits: Tensor) -> tuple[list[float], list[int]]:
     """The highest probabilities and their classes; logits of shape (K,)."""
+    if not logits.isfinite().all():
+        raise FloatingPointError("the network's scores are not numbers; its weights are broken, or it diverged.")
     values, order = logits.float().softmax(0).topk(min(TOP, len(logits)))
     return values.clamp(max=1.0).tolist(), order.tolist()

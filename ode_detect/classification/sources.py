@@ -24,6 +24,8 @@ from ode_detect.media.images import read_image
 # Of the files that MNIST comes in; the datasets of torchvision unpack them into a folder of their own.
 _IDX_PARTS = {"train": "train", "test": "t10k"}
 _IDX_FOLDERS = ("", "MNIST/raw", "FashionMNIST/raw")
+# What INPUT.FORMAT of a classifier may be.
+FORMATS = ("RGB", "L")
 
 
 @dataclass(frozen=True, eq=False)

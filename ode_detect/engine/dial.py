@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import logging
@@ -38,7 +39,8 @@ from ode_detect.report.results import Results, Row
 
 from .config import ConfigError, tolerances
 from .provenance import check_marks, marks, provenance
-from .run import Run, cost, evaluate, holds_run, load_network, open_run, training_batches, write_records
+from .run import Run, cost, evaluate, holds_run, load_network, open_run, write_records
+from .trainer import training_stream
 
 logger = logging.getLogger("ode_detect.engine")
 
@@ -274,6 +276,8 @@ class Dial:
     def write_choice(self, setting: Setting, claim: str) -> Path:
         """Write the config of a setting, and a checkpoint if it has statistics of its own.
 
+        What a classifier knows of its training pictures it knows of the full steps: the checkpoint does without.
+
         ``config.yaml`` is the latest choice; that of each setting stays as ``NAME.yaml`` with ``NAME.pth``.
 
         Args:
@@ -284,10 +288,12 @@ class Dial:
             ``config.yaml``.
         """
         weights = self.weights
-        if setting.name in self._estimated:
+        with self.at(setting):
+            model = copy.deepcopy(self.model)
+        forgotten = setting != self.full and self.run.task.forget(model)
+        if forgotten or setting.name in self._estimated:
             weights = str(self.folder / f"{setting.name}.pth")
-            with self.at(setting):
-                _save({"model": self.model.state_dict()}, weights)
+            _save({"model": model.state_dict()}, weights)
         cfg = self._asked.clone()
         cfg.MODEL.WEIGHTS = weights
         names = flow_names(self.flows)
@@ -341,8 +347,10 @@ class Dial:
         parts.append(f"full steps: {self.full.name}")
         if self.statistics_batches:
             batches = f"{self.statistics_batches} training batches of {cfg.SOLVER.IMS_PER_BATCH}"
-            parts.append("BatchNorm statistics of the full steps: the running averages in the checkpoint")
-            parts.append(f"those of all other settings estimated from {batches}")
+            parts.append(
+                "BatchNorm statistics: of the full steps the running averages in the checkpoint, of all other settings "
+                f"estimated from {batches}"
+            )
             # A setting that is here was solved, so what has no statistics of its own could not be estimated.
             fell_back = [s.name for s in shown if s != self.full and s.name not in self._estimated]
             if fell_back:
@@ -359,7 +367,7 @@ class Dial:
         """Statistics for a setting; those of the full one are the checkpoint's own."""
         if not self.statistics_batches or setting == self.full:
             return
-        batches = itertools.islice(training_batches(self.run), self.statistics_batches)
+        batches = itertools.islice(training_stream(self.run.cfg, self.run.task), self.statistics_batches)
         try:
             with solved_by(self.model, dict(setting.solvers)):
                 estimate_statistics(self.model, batches)

@@ -31,8 +31,8 @@ from .checkpoint import Checkpointer
 from .compare.runs import Training, check_runs, train_missing
 from .config import ConfigError, load_config
 from .provenance import check_marks, marks, provenance
-from .run import Run, cost, evaluate, holds_run, load_network, open_run, training_batches, write_records
-from .trainer import autocast, build_network, on_gpu
+from .run import Run, cost, evaluate, holds_run, load_network, open_run, write_records
+from .trainer import autocast, build_network, on_gpu, training_stream
 
 logger = logging.getLogger("ode_detect.engine")
 
@@ -117,9 +117,10 @@ def project(cfg: CfgNode, wanted: Projection, *, command: str, config_file: str,
     kept.add(f"pieces_{pieces}", partial(_measured, run, model))
     hows = ("projected", "distilled") if wanted.iterations else ("projected",)
     missing = {c: names for c in wanted.counts if not kept.has(names := [f"pieces_{c}_{how}" for how in hows])}
-    batches = list(itertools.islice(training_batches(run), wanted.batches)) if missing else []
+    batches = list(itertools.islice(training_stream(run.cfg, run.task), wanted.batches)) if missing else []
     for count, names in missing.items():
         fewer = copy.deepcopy(model)
+        run.task.forget(fewer)
         for name in names:
             with _config_errors():
                 if name.endswith("projected"):
@@ -133,7 +134,7 @@ def project(cfg: CfgNode, wanted: Projection, *, command: str, config_file: str,
             kept.add(name, partial(_measured, run, fewer))
     results = Results(
         what=f"Pieces of {Path(config_file).stem}: {run.task.name}, {run.cfg.DATASETS.TEST[0]}",
-        **provenance(command),
+        **provenance("\n".join(kept.commands)),
         protocol=_projection_protocol(run, wanted, used, pieces),
         rows=tuple(kept.rows.values()),
     )
@@ -334,11 +335,13 @@ class _Kept:
         self._path, self._run = folder / _KEPT, run
         self._marks = {**marks(run.cfg, model), "distillation": [wanted.iterations, wanted.batches]}
         self.rows: dict[str, Row] = {}
+        self.commands = [run.command]
         if not self._path.exists():
             return
         kept = json.loads(self._path.read_text())
         check_marks(folder, "projection", kept["marks"], self._marks)
         self.rows = {row["name"]: Row(**row) for row in kept["rows"]}
+        self.commands = list(dict.fromkeys([*kept["commands"], run.command]))
 
     def has(self, names: Sequence[str]) -> bool:
         return set(names) <= self.rows.keys()
@@ -355,7 +358,8 @@ class _Kept:
                 metrics=metrics,
                 cost=figures,
             )
-            content = {"marks": self._marks, "rows": [asdict(row) for row in self.rows.values()]}
+            rows = [asdict(row) for row in self.rows.values()]
+            content = {"marks": self._marks, "commands": self.commands, "rows": rows}
             with whole(self._path) as partial:
                 partial.write_text(json.dumps(content, indent=1) + "\n")
             metric = self._run.task.score
@@ -377,7 +381,7 @@ def _projection_protocol(run: Run, wanted: Projection, used: str, pieces: int) -
     cfg, batch = run.cfg, run.cfg.SOLVER.IMS_PER_BATCH
     parts = [f"tested on {cfg.DATASETS.TEST[0]}, weights of {used}", run.task.protocol(cfg)]
     parts.append(f"full pieces: pieces_{pieces}")
-    parts.append(f"projection by least squares on {FITTED_BATCHES} training batches of {batch}")
+    parts.append(f"projection by least squares on {min(FITTED_BATCHES, wanted.batches)} training batches of {batch}")
     if wanted.iterations:
         precision = "autocast" if cfg.SOLVER.AMP.ENABLED and not on_gpu(cfg) else "float32"
         parts.append(

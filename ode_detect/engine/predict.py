@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from ode_detect.media import Input, VideoError, VideoReader, VideoWriter, find_inputs
 from ode_detect.media.images import read_image
-from ode_detect.ode import Adaptive, SolveError
+from ode_detect.ode import Adaptive
 from ode_detect.ode.dial import flows_of
 from ode_detect.report.files import whole
 from ode_detect.report.predictions import FILE, PARTIAL, Predictions
@@ -171,7 +171,7 @@ class Network:
         for group in same_size_batches(prepared, self.batch, lambda item: tuple(item[2]["image"].shape)):
             try:
                 outputs = self._forward([example for _, _, example in group])
-            except SolveError as error:
+            except RuntimeError as error:  # a failed solve, or a picture that is too small for the network
                 for what, _, _ in group:
                     _fail(self.summary, name(what), _reason(error))
                 continue
@@ -274,8 +274,14 @@ def _pictures(folder: Path, items: dict[str, Input], network: Network, kept: Pre
         for key, image, output in network.outputs(read(), lambda key: str(items[key].path)):
             item = items[key]
             with timed(summary, "drawing"):
+                try:
+                    records, drawing = predictor.records(output), predictor.draw(image, output)
+                except FloatingPointError as error:
+                    _fail(summary, str(item.path), _reason(error))
+                    bar.update()
+                    continue
                 path = drawn_path(folder, item)
-                _write_picture(path, predictor.draw(image, output))
+                _write_picture(path, drawing)
                 entry = {
                     "file_name": item.name.as_posix(),
                     "width": image.shape[1],
@@ -283,7 +289,7 @@ def _pictures(folder: Path, items: dict[str, Input], network: Network, kept: Pre
                     "path": str(item.path),
                     "drawn": path.relative_to(folder).as_posix(),
                 }
-                kept.add(key, entry, predictor.records(output))
+                kept.add(key, entry, records)
                 if words := predictor.words(output):
                     _say(f"{item.path}: {words}")
             bar.update()
@@ -315,7 +321,7 @@ def _video(folder: Path, key: str, item: Input, network: Network, kept: Predicti
                 stopped = True
             if not frames:
                 raise VideoError(reader.problem or "stopped before its first frame.")
-    except (VideoError, OSError) as error:
+    except (VideoError, OSError, FloatingPointError) as error:
         _fail(summary, str(item.path), _reason(error))
     else:
         if not stopped:

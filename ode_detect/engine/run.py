@@ -32,7 +32,7 @@ from .config import ConfigError, flat, load_config
 from .processes import from_main
 from .provenance import provenance
 from .scaling import linear_rule, scaled_to_processes
-from .stream import build_stream, seed_everything
+from .stream import seed_everything
 from .task import Task
 from .tasks import get_task
 from .trainer import Trainer, build_network
@@ -311,16 +311,6 @@ def _dispensable(what: str) -> Iterator[None]:
     except Exception as error:
         logger.warning("%s could not be made (%s: %s)", what, type(error).__name__, error)
         logger.debug("%s", what, exc_info=True)  # into log.txt only
-
-
-def training_batches(run: Run) -> Iterator[Any]:
-    """The batches that a training of the run begins with; endless."""
-    cfg = run.cfg
-    dicts, mapper = run.task.train_data(cfg)
-    stream = build_stream(
-        dicts, mapper, batch=cfg.SOLVER.IMS_PER_BATCH, seed=cfg.SEED, workers=cfg.DATALOADER.NUM_WORKERS
-    )
-    return iter(stream)
 
 
 def cost(run: Run, model: nn.Module, *, minutes: float | None) -> dict[str, float]:

@@ -23,6 +23,11 @@ def _nothing_more(cfg: CfgNode, model: nn.Module) -> None:
     """Most models are finished when they are trained."""
 
 
+def _nothing_to_forget(model: nn.Module) -> bool:
+    """Most models know nothing but their weights."""
+    return False
+
+
 def _nothing_to_say(output: Any) -> str:
     """Most predictions are pictures."""
     return ""
@@ -77,6 +82,8 @@ class Task:
         finish: completes a model in the last iteration, before it is evaluated and written: it may change buffers in
             place. All processes call it alike, with the weights that are handed out, in evaluation mode, without
             gradients.
+        forget: takes away what `finish` found, since the weights or solvers are no longer those that it looked at;
+            whether there was anything.
     """
 
     name: str
@@ -102,6 +109,7 @@ class Task:
     categories: Callable[[CfgNode], list[dict[str, Any]]]
     predictor: Callable[[CfgNode, Sequence[dict[str, Any]]], Predictor]
     finish: Callable[[CfgNode, nn.Module], None] = _nothing_more
+    forget: Callable[[nn.Module], bool] = _nothing_to_forget
 
     @property
     def score(self) -> str:

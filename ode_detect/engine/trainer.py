@@ -105,26 +105,18 @@ class Trainer(SimpleTrainer):
 
     def train(self) -> None:
         """Train to the last iteration."""
+        if self.start_iter < self.max_iter:
+            self._task.forget(self._network)
         self.data_loader = self.stream()
         super().train(self.start_iter, self.max_iter)
 
     def stream(self) -> DataLoader[list[Any]]:
         """The batches from the first iteration on that is left."""
         cfg = self._cfg
-        with config_errors():
-            dicts, mapper = self._task.train_data(cfg)
+        stream = training_stream(cfg, self._task, start=self.start_iter)
         # Whoever uses the weights may not have the data that name the classes.
         self.checkpointer.notes["categories"] = self._task.categories(cfg)
-        with config_errors():
-            return build_stream(
-                dicts,
-                mapper,
-                batch=cfg.SOLVER.IMS_PER_BATCH,
-                seed=cfg.SEED,
-                start=self.start_iter,
-                group_by_shape=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-                workers=cfg.DATALOADER.NUM_WORKERS,
-            )
+        return stream
 
     def run_step(self) -> None:
         """One iteration: batch, losses (with ``SOLVER.DIAL``, of two passes), gradients, update."""
@@ -363,6 +355,26 @@ class ProgressWriter(EventWriter):
         self._log("  ".join(parts))
 
 
+def training_stream(cfg: CfgNode, task: Task, *, start: int = 0) -> DataLoader[list[Any]]:
+    """The batches of a training, from an iteration on; endless.
+
+    Raises:
+        ConfigError: values that the data or the stream cannot have.
+        DatasetError: training data that is not there.
+    """
+    with config_errors():
+        dicts, mapper = task.train_data(cfg)
+        return build_stream(
+            dicts,
+            mapper,
+            batch=cfg.SOLVER.IMS_PER_BATCH,
+            seed=cfg.SEED,
+            start=start,
+            group_by_shape=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+            workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+
+
 def build_network(cfg: CfgNode) -> nn.Module:
     """Detectron2's ``build_model``, its flows solved as ``MODEL.ODE.FLOWS`` says.
 
@@ -382,7 +394,10 @@ def build_network(cfg: CfgNode) -> nn.Module:
 
 
 def _to_channels_last(model: nn.Module) -> None:
-    """All but the flows with a GroupNorm, which PyTorch computes many times slower so on a CPU."""
+    """All but the flows with a GroupNorm, which PyTorch computes many times slower so on a CPU.
+
+    Such a flow gives contiguous states whatever it is given.
+    """
     model.to(memory_format=torch.channels_last)
     for block in model.modules():
         if isinstance(block, ODEBlock) and any(isinstance(part, nn.GroupNorm) for part in block.modules()):

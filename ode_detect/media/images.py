@@ -116,16 +116,16 @@ def orientation(image: Image.Image) -> int:
 def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
     if image.mode in ("RGB", "L", "1", "CMYK", "YCbCr", "RGBX") and "transparency" not in image.info:
         return image.convert("RGB")
-    if image.mode in _WITH_ALPHA or "transparency" in image.info or image.mode == "P":
-        colour = image.convert("RGBA")
-        white = Image.new("RGBA", colour.size, "white")
-        return Image.alpha_composite(white, colour).convert("RGB")
     if image.mode.startswith("I"):
-        # Pillow would cut every value above 255 to 255.
+        # Pillow would cut every value above 255 to 255. That one of them is transparent is left aside.
         values = np.asarray(image)
         if values.size and (values.min() < 0 or values.max() > 0xFFFF):
             raise DatasetError(_too_deep(path, f"values from {values.min()} to {values.max()}"))
         return Image.fromarray((values.astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in _WITH_ALPHA or "transparency" in image.info or image.mode == "P":
+        colour = image.convert("RGBA")
+        white = Image.new("RGBA", colour.size, "white")
+        return Image.alpha_composite(white, colour).convert("RGB")
     raise DatasetError(_too_deep(path, f"Pillow's mode {image.mode}"))
 
 

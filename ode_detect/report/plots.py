@@ -251,7 +251,7 @@ def plot_dial(rows: Sequence[Row], metric: str, path: str | Path, *, full: Seque
 
 def full_settings(protocol: str) -> list[str]:
     """The rows that the protocol of a dial, or of several in one file, calls those of the full steps."""
-    return re.findall(r"\bfull steps: ([\w.-]+)", protocol)
+    return re.findall(r"(?:^|; |: )full steps: ([\w.-]+)", protocol)
 
 
 def _at_least(axes: Axes, span: float) -> None:

@@ -230,8 +230,10 @@ def _named(part: Results, name: str) -> Results:
 
     if part.comparisons:
         raise ResultsError(f"the ratios of a benchmark are not merged under names; {part.what!r} has some.")
-    protocol = re.sub(r"\b(full \w+: )", rf"\g<1>{name}_", part.protocol) if name else part.protocol
-    return replace(part, protocol=protocol, rows=tuple(map(row, part.rows)))
+    clauses = [clause for clause in part.protocol.split("; ") if not clause.startswith("latency: ")]
+    if name:
+        clauses = [re.sub(r"^(full \w+: )", rf"\g<1>{name}_", clause) for clause in clauses]
+    return replace(part, protocol="; ".join(clauses), rows=tuple(map(row, part.rows)))
 
 
 def machine() -> dict[str, Any]:

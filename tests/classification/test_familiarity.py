@@ -48,6 +48,14 @@ def test_a_class_without_pictures_is_never_the_nearest(features: tuple[torch.Ten
     assert torch.equal(four(features[0]), one(features[0]))
 
 
+def test_what_is_forgotten_is_not_told(features: tuple[torch.Tensor, torch.Tensor]) -> None:
+    one = Familiarity(classes=3, channels=4)
+    one.fit(*features)
+    one.calibrate(features[0], 0.9)
+    one.forget()
+    assert not one.fitted
+
+
 def test_features_that_do_not_vary_are_no_error() -> None:
     one = Familiarity(classes=2, channels=4)
     one.fit(torch.ones(6, 4), torch.tensor([0, 1] * 3))

@@ -52,3 +52,19 @@ def test_the_spread_is_of_what_is_trained_on_and_the_threshold_of_what_is_held_o
     finish.finish_classifier(cfg, model)
     assert not torch.equal(model.familiarity.means, expected)
     torch.testing.assert_close(model.familiarity.means, expected, rtol=0.1, atol=0)
+
+
+def test_no_more_pictures_are_looked_at_than_are_needed(cfg: CfgNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    dicts = [{"index": i, "label": i % 2} for i in range(60)]
+
+    def mapper(record: dict[str, Any]) -> dict[str, Any]:
+        seen.append(record["index"])
+        return {"image": torch.full((3, 2, 2), record["index"], dtype=torch.uint8), **record}
+
+    # With nothing held out, the training pictures stand in for it.
+    monkeypatch.setattr(finish, "reference_data", lambda given: (dicts, dicts, mapper))
+    monkeypatch.setattr(finish, "_MOST", 20)
+    model = Classifier(backbone=Pixels(), num_classes=2, pixel_mean=[0.0] * 3, pixel_std=[1.0] * 3).eval()
+    finish.finish_classifier(cfg, model)
+    assert len(seen) == 40

@@ -237,6 +237,12 @@ def test_the_middle_of_a_picture() -> None:
     assert abs(int(middle(image, 35, 0.875)[0, 10].argmax()) - 17) <= 1
     assert middle(pictures(3, 20, 4), 32, 0.875).shape == (3, 32, 32)
     np.testing.assert_array_equal(middle(pictures(3, 8, 8), 7, 0.875), pictures(3, 8, 8)[:, :7, :7])
+    # Of a strip, only what is near the middle is scaled.
+    strip = torch.zeros(3, 2, 20_001, dtype=torch.uint8)
+    strip[:, :, 10_000] = 255
+    sized = middle(strip, 224, 0.875)
+    assert sized.shape == (3, 224, 224)
+    assert abs(int(sized[0, 100].argmax()) - 112) <= 64
     everything = middle(image, 40, 1.0)
     assert everything.shape == (3, 40, 40)
     assert abs(int(everything[0, 10].argmax()) - 20) <= 1

@@ -99,6 +99,25 @@ def test_there_is_a_mean_and_a_deviation_for_each_channel(format: str, mean: int
         Classifier(cfg)
 
 
+def test_an_order_of_channels_that_no_data_has_is_refused() -> None:
+    cfg = get_cfg()
+    add_ode_config(cfg)
+    cfg.MODEL.BACKBONE.NAME, cfg.INPUT.FORMAT = "build_mlp_backbone", "BGR"
+    with pytest.raises(ValueError, match=r"INPUT\.FORMAT of a classifier.*BGR"):
+        Classifier(cfg)
+
+
+def test_a_distance_that_is_no_number_is_no_small_one() -> None:
+    model = classifier().eval()
+    model.familiarity.threshold.fill_(1.0)
+    model.familiarity.means.fill_(torch.nan)
+    model.familiarity.whitening.fill_(1.0)
+    model.load_state_dict(model.state_dict())
+    model.familiarity.means.zero_()
+    with torch.no_grad():
+        assert bool(model(batch())[0]["far"])
+
+
 def test_how_far_a_picture_is_comes_with_what_was_fitted() -> None:
     model = classifier().eval()
     assert set(model(batch())[0]) == {"logits", "features"}

@@ -21,6 +21,7 @@ ODE_NET = {
     "MODEL.ODE_NET.CHANNELS": "[8, 16]",
     "MODEL.ODE_NET.BLOCKS": "[1, 2]",
     "MODEL.ODE.PROJECTION": "none",
+    "INPUT.FORMAT": "RGB",
 }
 NETWORKS = {
     "cifar": CIFAR_R20,

@@ -73,7 +73,7 @@ def test_a_sweep_writes_numbers_and_a_plot(swept: tuple[Path, Results]) -> None:
     assert results.rows[0].cost["macs"] < results.rows[1].cost["macs"]
     assert all(row.cost["latency_ms"] > 0 for row in results.rows)
     assert "full steps: euler_2" in results.protocol
-    assert "the full steps: the running averages in the checkpoint" in results.protocol
+    assert "of the full steps the running averages in the checkpoint" in results.protocol
     assert "all other settings estimated from 2 training batches of 2; " in results.protocol
     assert "picked on squares itself among 2 settings: not an independent estimate" in results.protocol
     assert results.machine["threads"] == torch.get_num_threads()

@@ -63,6 +63,7 @@ def test_a_projection_gives_a_row_a_config_and_weights_for_each_network(fewer: t
     assert Results.read(folder / "pieces.json") == results
     assert (folder / "pieces.png").stat().st_size > 1000
     assert "full pieces: pieces_4" in results.protocol
+    assert "least squares on 3 training batches" in results.protocol
 
 
 @pytest.mark.parametrize("name", ["pieces_2_projected", "pieces_1_distilled"])
@@ -92,8 +93,24 @@ def test_what_was_measured_is_not_measured_again(
         raise AssertionError("evaluated again")
 
     monkeypatch.setattr(pieces, "evaluate", nothing)
-    monkeypatch.setattr(pieces, "training_batches", nothing)
+    monkeypatch.setattr(pieces, "training_stream", nothing)
     assert projected(trained, fewer[0], 2, 1).rows == fewer[1].rows
+
+
+def test_the_commands_of_all_rows_are_kept(trained: list[str], tmp_path: Path) -> None:
+    projected(trained, tmp_path, 2, distil=0)
+    cfg, wanted = load_config(CONFIG, trained), Projection(counts=(1,), iterations=0, batches=3)
+    results = project(cfg, wanted, command="again", config_file=CONFIG, weights="", folder=tmp_path)
+    assert [row.name for row in results.rows] == ["pieces_4", "pieces_2_projected", "pieces_1_projected"]
+    assert results.command.splitlines() == ["pieces", "again"]
+
+
+def test_a_projection_does_not_claim_to_know_the_training_pictures(fewer: tuple[Path, Results]) -> None:
+    rows = {row.name: row.metrics for row in fewer[1].rows}
+    assert "unfamiliar" in rows["pieces_4"]
+    assert "unfamiliar" not in rows["pieces_2_projected"]
+    weights = torch.load(fewer[0] / "pieces_2_distilled.pth", weights_only=True)["model"]
+    assert float(weights["familiarity.threshold"]) == 0
 
 
 def test_a_folder_with_another_projection_is_refused(trained: list[str], fewer: tuple[Path, Results]) -> None:

@@ -59,6 +59,11 @@ def test_the_upper_8_of_16_bits_are_kept(tmp_path: Path) -> None:
         assert read_image(tmp_path / name)[0, :, 0].tolist() == [0, 0, 1, 127, 128, 255]
     cv2.imwrite(str(tmp_path / "colour.png"), np.stack([deep] * 3, axis=2))
     assert read_image(tmp_path / "colour.png")[0, :, 2].tolist() == [0, 0, 1, 127, 128, 255]
+    # One of the values is said to be transparent.
+    Image.fromarray(deep).save(tmp_path / "transparent.png", transparency=255)
+    with Image.open(tmp_path / "transparent.png") as image:
+        assert "transparency" in image.info
+    assert read_image(tmp_path / "transparent.png")[0, :, 0].tolist() == [0, 0, 1, 127, 128, 255]
 
 
 def test_more_than_16_bits_are_refused(tmp_path: Path) -> None:

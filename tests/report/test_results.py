@@ -145,7 +145,7 @@ def test_named_parts_may_differ_and_their_protocols_are_told(tmp_path: Path) -> 
             "abc",
             "2026-01-01",
             {},
-            f"weights of {weights}; full steps: euler_2; alike",
+            f"weights of {weights}; full steps: euler_2; of the full steps: the averages; latency: of two calls; alike",
             (row,),
         )
         results.write(tmp_path / name)
@@ -159,7 +159,7 @@ def test_named_parts_may_differ_and_their_protocols_are_told(tmp_path: Path) -> 
     assert [dict(row.cost) for row in merged.rows] == [{"evaluations": 6}] * 2
     assert merged.protocol == (
         "the others: weights of x; the others: full steps: euler_2; dial: weights of y; "
-        "dial: full steps: dial_euler_2; alike"
+        "dial: full steps: dial_euler_2; of the full steps: the averages; alike"
     )
     assert merged.what == "The dial of a; The dial of b"
     with pytest.raises(ResultsError, match="2 paths and 1 names"):

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+from ode_detect.report.plots import full_settings
 from ode_detect.report.results import Results, Row
 
 
@@ -40,7 +41,7 @@ def test_dials_are_joined_under_names_and_drawn(tool, tmp_path: Path) -> None:
             Row(f"euler_{steps}", "ode", 0, "c.yaml", {"top1": 0.1 * steps}, {"evaluations": steps})
             for steps in (1, 2, 4)
         )
-        protocol = f"weights of {name}; full steps: euler_4"
+        protocol = f"weights of {name}; full steps: euler_4; statistics of the full steps: those of {name}"
         results = Results(
             what="The dial of it",
             command="c",
@@ -54,6 +55,7 @@ def test_dials_are_joined_under_names_and_drawn(tool, tmp_path: Path) -> None:
     runs = [str(tmp_path / "before.json"), f"dial={tmp_path / 'after.json'}"]
     assert tool.main([*runs, "--output", str(tmp_path / "all.json"), "--plot", "top1"]) == 0
     names = [row.name for row in Results.read(tmp_path / "all.json").rows]
+    assert full_settings(Results.read(tmp_path / "all.json").protocol) == ["euler_4", "dial_euler_4"]
     assert names == ["euler_1", "euler_2", "euler_4", "dial_euler_1", "dial_euler_2", "dial_euler_4"]
     assert (tmp_path / "all.png").stat().st_size > 1000
     assert tool.main([*runs, "--output", str(tmp_path / "all.json"), "--plot", "AP"]) == 2

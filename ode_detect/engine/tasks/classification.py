@@ -102,6 +102,13 @@ def _finish(cfg: CfgNode, model: nn.Module) -> None:
         finish_classifier(cfg, model)
 
 
+def _forget(model: nn.Module) -> bool:
+    if not isinstance(model, Classifier) or not model.familiarity.fitted:
+        return False
+    model.familiarity.forget()
+    return True
+
+
 def _optimize(model: nn.Module, batch: list[Example]) -> tuple[nn.Module, object]:
     if isinstance(model, Classifier):
         return optimize_classifier(model, batch)
@@ -147,4 +154,5 @@ CLASSIFICATION = Task(
     categories=data.categories,
     predictor=_predictor,
     finish=_finish,
+    forget=_forget,
 )

@@ -15,6 +15,7 @@ from detectron2.engine import HookBase
 
 from ode_detect.engine.checkpoint import CheckpointError
 from ode_detect.engine.config import ConfigError, load_config
+from ode_detect.engine.dial import Dial
 from ode_detect.engine.predict import Summary, predict
 from ode_detect.engine.run import Run, evaluate_only, open_run, train
 from ode_detect.engine.tasks import get_task
@@ -53,6 +54,35 @@ def test_the_last_checkpoint_knows_its_classes_and_its_training_pictures(trained
     content = torch.load(Path(trained[0][-1]) / "model_final.pth", weights_only=True)
     assert [category["name"] for category in content["categories"]] == ["level", "upright"]
     assert float(content["model"]["familiarity.threshold"]) > 0
+
+
+def test_a_training_forgets_the_pictures_of_the_weights_that_it_begins_with(
+    shapes: Path, trained: tuple[list[str], Results], tmp_path: Path
+) -> None:
+    start = str(Path(trained[0][-1]) / "model_final.pth")
+    more = ("MODEL.WEIGHTS", start, "SOLVER.MAX_ITER", "12", "SOLVER.WARMUP_ITERS", "3")
+    words = overrides_for_shapes(shapes, tmp_path / "tuned", *more)
+    train(open_run(load_config(CONFIG, words), command="train", config_file=CONFIG, resume=False), resume=False)
+    thresholds = [
+        float(torch.load(tmp_path / "tuned" / name, weights_only=True)["model"]["familiarity.threshold"])
+        for name in ("model_0000009.pth", "model_final.pth")
+    ]
+    assert thresholds[0] == 0
+    assert thresholds[1] > 0
+
+
+def test_a_network_with_other_steps_does_not_claim_to_know_its_training_pictures(
+    trained: tuple[list[str], Results], tmp_path: Path
+) -> None:
+    cfg = load_config(CONFIG, [*trained[0], "SOLVER.DIAL.STATISTICS_BATCHES", "0"])
+    dial = Dial(cfg, command="dial", config_file=CONFIG, weights="", folder=tmp_path / "dial")
+    full, one = dial.settings([1, 2], ["midpoint"], None)
+    for setting in (one, full):
+        dial.evaluate(setting)
+    known = [load_config(dial.write_choice(setting, "a claim")).MODEL.WEIGHTS for setting in (one, full)]
+    assert float(torch.load(known[0], weights_only=True)["model"]["familiarity.threshold"]) == 0
+    assert known[1] == str(Path(trained[0][-1]) / "model_final.pth")
+    assert dial.model.familiarity.fitted
 
 
 class StopAt(HookBase):
@@ -115,6 +145,30 @@ def test_any_picture_is_classified(
     err = capsys.readouterr().err
     assert "bar.png: level " in err
     assert "UNLIKE the training pictures" in err
+
+
+def test_what_the_network_cannot_take_is_told_and_the_rest_is_done(
+    trained: tuple[list[str], Results], tmp_path: Path
+) -> None:
+    given = tmp_path / "given"
+    given.mkdir()
+    cv2.imwrite(str(given / "dot.png"), np.zeros((1, 1), np.uint8))
+    cv2.imwrite(str(given / "black.png"), np.zeros((28, 28), np.uint8))
+    summary = prediction([*trained[0], "INPUT.SIDE", "0"], given, tmp_path / "found")
+    assert [Path(path).name for path, _ in summary.failed] == ["dot.png"]
+    assert summary.done == 1
+
+
+def test_weights_that_are_no_numbers_give_no_prediction(trained: tuple[list[str], Results], tmp_path: Path) -> None:
+    content = torch.load(Path(trained[0][-1]) / "model_final.pth", weights_only=True)
+    content["model"]["linear.bias"][0] = torch.nan
+    torch.save(content, tmp_path / "broken.pth")
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((28, 28), np.uint8))
+    words = [*trained[0], "MODEL.WEIGHTS", str(tmp_path / "broken.pth")]
+    summary = prediction(words, tmp_path / "a.png", tmp_path / "found")
+    ((_, reason),) = summary.failed
+    assert "weights are broken" in reason
+    assert json.loads((tmp_path / "found" / "predictions.json").read_text())["annotations"] == []
 
 
 def test_a_checkpoint_of_another_number_of_classes_is_refused(
