@@ -11,6 +11,8 @@ DIR gets
                       the folder that all inputs share), category_id (of the data set), category_name,
                       bbox [x, y, width, height] in pixels, score, area, and segmentation (run lengths) if there are
                       masks. COCO.loadRes of pycocotools takes "annotations"; the whole file is a data set itself.
+                      Of a classifier: category_id, category_name and score of the most likely classes, and distance and
+                      unfamiliar, whether the picture is unlike the training pictures.
     drawn/            each picture and video with what was found; small pictures are enlarged
     frames/           for each video a line of JSON a frame: frame (from 0), time in seconds, annotations
 
@@ -45,7 +47,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", required=True, metavar="DIR", help="where everything is written")
     parser.add_argument("--batch", type=_positive, default=1, metavar="N", help="pictures of one size at a time (1)")
     parser.add_argument(
-        "--score-threshold", type=_share, metavar="T", help="leave out what scores less (TEST.SCORE_THRESHOLD)"
+        "--score-threshold",
+        type=_share,
+        metavar="T",
+        help="of a detector, leave out what scores less (TEST.SCORE_THRESHOLD)",
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys that win over the file")
     args = parse_anywhere(parser, arguments)

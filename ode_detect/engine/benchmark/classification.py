@@ -86,7 +86,7 @@ def cases(*, quick: bool) -> Iterator[Case]:
             dicts, mapper = _data(cfg, shape, count=8 * batch)
             with _steps_of_trainer(cfg, dicts, mapper) as step:
                 yield Case(
-                    f"{name}, {batch}x" + "x".join(map(str, shape)),
+                    f"{name}, {batch}x{'x'.join(map(str, shape))}, bfloat16 autocast",
                     {
                         OURS: Side("ode", step, pictures=batch),
                         PLAIN: Side("baseline", _plain_loop(cfg, dicts, mapper), pictures=batch),

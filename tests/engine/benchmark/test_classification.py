@@ -22,7 +22,7 @@ def test_our_trainer_is_beside_a_plain_loop_of_the_same_network(
     build, networks = classification.build_network, []
     monkeypatch.setattr(classification, "build_network", lambda cfg: networks.append(build(cfg)) or networks[-1])
     case = next(each)
-    assert case.name == "training of the ODE-Net of Chen et al., 4x1x28x28"
+    assert case.name == "training of the ODE-Net of Chen et al., 4x1x28x28, bfloat16 autocast"
     assert [(name, side.role, side.pictures) for name, side in case.sides.items()] == [
         (OURS, "ode", 4),
         (PLAIN, "baseline", 4),
