@@ -132,6 +132,14 @@ def test_the_network_of_every_config_is_built(path: Path) -> None:
         assert all(p.requires_grad for flow in flows.values() for p in flow.parameters())
 
 
+@pytest.mark.parametrize("path", [path for path in FILES if loaded(path).MODEL.CHANNELS_LAST], ids=name)
+def test_no_group_norm_is_in_channels_last_which_is_slow(path: Path) -> None:
+    model = build(path)
+    flows = tuple(f"{name}." for name, part in model.named_modules() if isinstance(part, ODEBlock))
+    norms = [name for name, part in model.named_modules() if isinstance(part, nn.GroupNorm)]
+    assert [name for name in norms if not name.startswith(flows)] == []
+
+
 def compared() -> list[Path]:
     return [path for path in FILES if path.stem.endswith(("_twin", "_ablation"))]
 

@@ -36,7 +36,7 @@ def test_our_trainer_is_beside_a_plain_loop_of_the_same_network(
             side.run()
     assert batches == [(4, True)] * 2
     assert not all(torch.equal(a, b) for a, b in zip(before, plain.parameters(), strict=True))
-    assert next(each).name == "training of a CIFAR ODE-ResNet, 4x3x32x32"
+    assert next(each).name == "training of a CIFAR ODE-ResNet, 4x3x32x32, bfloat16 autocast"
 
 
 def test_our_side_runs_the_hooks_of_a_training(each: Iterator[Case], monkeypatch: pytest.MonkeyPatch) -> None:
