@@ -274,9 +274,7 @@ class Dial:
                     self.model.load_state_dict(self._own, strict=False)
 
     def write_choice(self, setting: Setting, claim: str) -> Path:
-        """Write the config of a setting, and a checkpoint if it has statistics of its own.
-
-        What a classifier knows of its training pictures it knows of the full steps: the checkpoint does without.
+        """Write the config of a setting, and a checkpoint if it has statistics, or knows training pictures, of its own.
 
         ``config.yaml`` is the latest choice; that of each setting stays as ``NAME.yaml`` with ``NAME.pth``.
 
@@ -290,8 +288,8 @@ class Dial:
         weights = self.weights
         with self.at(setting):
             model = copy.deepcopy(self.model)
-        forgotten = setting != self.full and self.run.task.forget(model)
-        if forgotten or setting.name in self._estimated:
+        learnt = setting != self.full and self.run.task.learn_anew(self.run.cfg, model)
+        if learnt or setting.name in self._estimated:
             weights = str(self.folder / f"{setting.name}.pth")
             _save({"model": model.state_dict()}, weights)
         cfg = self._asked.clone()

@@ -120,7 +120,6 @@ def project(cfg: CfgNode, wanted: Projection, *, command: str, config_file: str,
     batches = list(itertools.islice(training_stream(run.cfg, run.task), wanted.batches)) if missing else []
     for count, names in missing.items():
         fewer = copy.deepcopy(model)
-        run.task.forget(fewer)
         for name in names:
             with _config_errors():
                 if name.endswith("projected"):
@@ -128,6 +127,7 @@ def project(cfg: CfgNode, wanted: Projection, *, command: str, config_file: str,
                     logger.info("projected on %d pieces:\n%s", count, report)
                 else:
                     _distil(run, fewer, model, batches, wanted.iterations)
+            run.task.learn_anew(run.cfg, fewer)
             own = asked.clone()
             own.MODEL.ODE.NUM_PIECES, own.MODEL.ODE.STEPS, own.MODEL.ODE.DURATION = count, steps, int(duration)
             _write_network(fewer, own, folder / name, run.command)

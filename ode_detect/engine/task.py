@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation.evaluator import inference_context
 from numpy.typing import NDArray
 from torch import nn
 
+from ode_detect.media.errors import DatasetError
 from ode_detect.report.examples import Examples
 from ode_detect.report.plots import Curve
 
 Example = dict[str, Any]
+logger = logging.getLogger("ode_detect.engine")
 
 
 def _nothing_more(cfg: CfgNode, model: nn.Module) -> None:
@@ -115,3 +120,19 @@ class Task:
     def score(self) -> str:
         """The main metric as results call it: "AP50" of "bbox/AP50"."""
         return self.metric.rpartition("/")[2]
+
+    def learn_anew(self, cfg: CfgNode, model: nn.Module) -> bool:
+        """`finish` again a model whose weights or solvers are others now.
+
+        Returns:
+            Whether there was anything to `forget`. Where the training data are not there, or the model gives what is
+            not finite, it stays forgotten, and that is told.
+        """
+        if not self.forget(model):
+            return False
+        try:
+            with inference_context(model), torch.no_grad():
+                self.finish(cfg, model)
+        except (DatasetError, FloatingPointError) as error:
+            logger.warning("the network will not know its training pictures: %s", error)
+        return True

@@ -71,7 +71,7 @@ def test_a_training_forgets_the_pictures_of_the_weights_that_it_begins_with(
     assert thresholds[1] > 0
 
 
-def test_a_network_with_other_steps_does_not_claim_to_know_its_training_pictures(
+def test_a_network_with_other_steps_learns_its_training_pictures_anew(
     trained: tuple[list[str], Results], tmp_path: Path
 ) -> None:
     cfg = load_config(CONFIG, [*trained[0], "SOLVER.DIAL.STATISTICS_BATCHES", "0"])
@@ -80,9 +80,15 @@ def test_a_network_with_other_steps_does_not_claim_to_know_its_training_pictures
     for setting in (one, full):
         dial.evaluate(setting)
     known = [load_config(dial.write_choice(setting, "a claim")).MODEL.WEIGHTS for setting in (one, full)]
-    assert float(torch.load(known[0], weights_only=True)["model"]["familiarity.threshold"]) == 0
     assert known[1] == str(Path(trained[0][-1]) / "model_final.pth")
-    assert dial.model.familiarity.fitted
+    ours, full_steps = (torch.load(path, weights_only=True)["model"] for path in known)
+    assert float(ours["familiarity.threshold"]) > 0
+    assert not torch.equal(ours["familiarity.means"], full_steps["familiarity.means"])
+    assert torch.equal(dial.model.familiarity.means, full_steps["familiarity.means"])
+    dial.run.cfg.defrost()
+    dial.run.cfg.DATASETS.TRAIN = ("nowhere",)
+    path = load_config(dial.write_choice(one, "without data")).MODEL.WEIGHTS
+    assert float(torch.load(path, weights_only=True)["model"]["familiarity.threshold"]) == 0
 
 
 class StopAt(HookBase):
