@@ -20,7 +20,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from ode_detect.engine.launch import parse_anywhere, run_tool
+from ode_detect.engine.launch import WHOLE_NUMBERS, parse_anywhere, run_tool
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -40,10 +40,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", metavar="DIR", help="where to write (output/compare_ and the first config's name)")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys that win over all files")
     files = dict.fromkeys(("configs", "weights", "dial"), "files")
-    args = parse_anywhere(parser, arguments, lists={**files, "seeds": "whole numbers"})
-    if not all(word.isdecimal() for word in args.seeds):
-        parser.error(f"--seeds takes whole numbers, and got {' '.join(args.seeds)}")
-    return args
+    return parse_anywhere(parser, arguments, lists={**files, "seeds": WHOLE_NUMBERS})
 
 
 def main(arguments: list[str]) -> None:
@@ -56,7 +53,7 @@ def main(arguments: list[str]) -> None:
         configs=tuple(args.configs),
         output=Path(args.output or Path("output") / f"compare_{Path(args.configs[0]).stem}"),
         command=shlex.join(["python", "tools/compare.py", *arguments]),
-        seeds=tuple(map(int, args.seeds)),
+        seeds=tuple(args.seeds),
         overrides=tuple(args.overrides),
         weights=tuple(args.weights),
         train=(sys.executable, str(Path(__file__).with_name("train_net.py"))) if args.train else (),

@@ -17,7 +17,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from ode_detect.engine.launch import WEIGHTS_HELP, parse_anywhere, run_tool
+from ode_detect.engine.launch import WEIGHTS_HELP, WHOLE_NUMBERS, parse_anywhere, run_tool
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -35,12 +35,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     budget.add_argument("--budget-ms", type=float, metavar="X", help="pick the best within X ms for one picture")
     budget.add_argument("--max-loss", type=float, metavar="X", help="pick the fastest that loses at most X, like 0.01")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys that win over the file")
-    args = parse_anywhere(parser, arguments, lists={"steps": "whole numbers", "methods": "names", "flow": "names"})
-    try:
-        args.steps = [int(word) for word in args.steps]
-    except ValueError:
-        parser.error(f"--steps takes whole numbers, not {args.steps}")
-    return args
+    lists = {"steps": WHOLE_NUMBERS, "methods": "names", "flow": "names"}
+    return parse_anywhere(parser, arguments, lists=lists)
 
 
 def main(arguments: list[str]) -> None:

@@ -16,7 +16,8 @@ import re
 import sys
 from pathlib import Path
 
-from ode_detect.report.plots import MetricsError, full_settings, plot_dial
+from ode_detect.report.dial import full_settings, plot_dial
+from ode_detect.report.plots import MetricsError
 from ode_detect.report.results import ResultsError, merge, to_text
 
 

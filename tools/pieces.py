@@ -17,7 +17,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from ode_detect.engine.launch import WEIGHTS_HELP, parse_anywhere, run_tool
+from ode_detect.engine.launch import WEIGHTS_HELP, WHOLE_NUMBERS, parse_anywhere, run_tool
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -32,13 +32,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--iterations", nargs="+", default=[], metavar="N", help="of each stage of --grow")
     parser.add_argument("--output", metavar="DIR", help="where to write (OUTPUT_DIR/pieces)")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config keys that win over the file")
-    lists = dict.fromkeys(("project", "grow", "iterations"), "whole numbers")
+    lists = dict.fromkeys(("project", "grow", "iterations"), WHOLE_NUMBERS)
     args = parse_anywhere(parser, arguments, lists=lists)
-    try:
-        for name in lists:
-            setattr(args, name, tuple(map(int, getattr(args, name) or ())))
-    except ValueError:
-        parser.error("--project, --grow and --iterations take whole numbers")
+    for name in lists:
+        setattr(args, name, tuple(getattr(args, name) or ()))
     if args.grow and (args.weights or args.distil):
         parser.error("--weights and --distil belong to --project; a network is grown from MODEL.WEIGHTS, or from none")
     if args.project and args.iterations:

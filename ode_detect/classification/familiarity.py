@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -35,7 +38,6 @@ class Familiarity(nn.Module):
         self.register_buffer("threshold", torch.tensor(0.0))
         # The whitened means: with 1,000 classes to compute them anew would cost as much as a ResNet-50.
         self.register_buffer("_centres", torch.zeros(classes, channels), persistent=False)
-        self.register_load_state_dict_post_hook(_whiten)
 
     @property
     def fitted(self) -> bool:
@@ -73,7 +75,7 @@ class Familiarity(nn.Module):
         inverse = torch.linalg.inv(torch.linalg.cholesky(covariance))
         self.means.copy_(means.nan_to_num(nan=torch.inf))
         self.whitening.copy_(inverse.T)
-        self._centres.copy_(self.means @ self.whitening)
+        self._centres = self.means @ self.whitening
 
     def forget(self) -> None:
         """Know no training pictures: those of other weights say nothing about these."""
@@ -101,6 +103,7 @@ class Familiarity(nn.Module):
         exact = "donot_use_mm_for_euclid_dist"
         return torch.cdist(features.float() @ self.whitening, known, compute_mode=exact).amin(1)
 
-
-def _whiten(module: Familiarity, _: object) -> None:
-    module._centres = module.means @ module.whitening
+    def _load_from_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str, *arguments: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        if f"{prefix}means" in state_dict:  # not when other parts of a network are loaded
+            self._centres = self.means @ self.whitening

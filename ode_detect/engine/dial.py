@@ -33,8 +33,9 @@ from ode_detect.ode.dial import (
 )
 from ode_detect.ode.diffeq import takes_steps
 from ode_detect.ode.solvers import LeftOut, Solver
+from ode_detect.report.dial import plot_dial
 from ode_detect.report.files import whole
-from ode_detect.report.plots import MetricsError, plot_dial
+from ode_detect.report.plots import MetricsError
 from ode_detect.report.results import Results, Row
 
 from .config import ConfigError, tolerances
@@ -286,12 +287,12 @@ class Dial:
             ``config.yaml``.
         """
         weights = self.weights
-        with self.at(setting):
-            model = copy.deepcopy(self.model)
-        learnt = setting != self.full and self.run.task.learn_anew(self.run.cfg, model)
-        if learnt or setting.name in self._estimated:
-            weights = str(self.folder / f"{setting.name}.pth")
-            _save({"model": model.state_dict()}, weights)
+        if setting != self.full:
+            with self.at(setting):
+                model = copy.deepcopy(self.model)
+            if self.run.task.learn_anew(self.run.cfg, model) or setting.name in self._estimated:
+                weights = str(self.folder / f"{setting.name}.pth")
+                _save({"model": model.state_dict()}, weights)
         cfg = self._asked.clone()
         cfg.MODEL.WEIGHTS = weights
         names = flow_names(self.flows)

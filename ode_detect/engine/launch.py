@@ -12,6 +12,8 @@ from types import MappingProxyType
 
 # The order in which `ode_detect.engine.run.fill` looks for weights.
 WEIGHTS_HELP = "a checkpoint; otherwise MODEL.WEIGHTS if overridden, else the run in OUTPUT_DIR, else MODEL.WEIGHTS"
+# What the words of a flag are, for `parse_anywhere`.
+WHOLE_NUMBERS = "whole numbers"
 
 
 def run_tool(main: Callable[[list[str]], None], arguments: list[str]) -> int:
@@ -88,7 +90,7 @@ def parse_anywhere(
         parser: its last positional argument is ``overrides``, any number of them.
         arguments: the command line.
         lists: flags that take one word or more -> what these are. Such a flag takes all words up to the next one;
-            config keys among them, in capitals, go to ``overrides`` with what follows.
+            config keys among them, in capitals, go to ``overrides`` with what follows. `WHOLE_NUMBERS` become ints.
     """
     # argparse takes -1e-3 for a flag; a blank in front makes it a value.
     args = parser.parse_intermixed_args([f" {a}" if re.fullmatch(_BELOW_ZERO, a) else a for a in arguments])
@@ -101,6 +103,11 @@ def parse_anywhere(
         args.overrides += words[end:]
         if end < len(words):
             setattr(args, name, words[:end])
+        if words and what == WHOLE_NUMBERS:
+            try:
+                setattr(args, name, [int(word) for word in words[:end]])
+            except ValueError:
+                parser.error(f"--{name} takes {what}, not {' '.join(words[:end])}")
     return args
 
 

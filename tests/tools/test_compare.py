@@ -29,12 +29,12 @@ SMALL = {
 
 def test_keys_may_stand_anywhere(tool: ModuleType) -> None:
     args = tool.parse(["--configs", "a.yaml", "b.yaml", "SEED", "3", "--train", "MODEL.ODE.STEPS", "2", "--seeds", "2"])
-    assert (args.configs, args.train, args.seeds) == (["a.yaml", "b.yaml"], True, ["2"])
+    assert (args.configs, args.train, args.seeds) == (["a.yaml", "b.yaml"], True, [2])
     assert dict(zip(args.overrides[::2], args.overrides[1::2], strict=True)) == {"SEED": "3", "MODEL.ODE.STEPS": "2"}
     args = tool.parse(["TASK", "x", "--configs", "a.yaml", "b.yaml", "--weights", "a.pth", "b.pth", "TASK", "y"])
     assert (args.weights, args.overrides) == (["a.pth", "b.pth"], ["TASK", "x", "TASK", "y"])
     args = tool.parse(["--configs", "a.yaml", "b.yaml", "--seeds", "3", "1", "TASK", "x"])
-    assert (args.seeds, args.overrides) == (["3", "1"], ["TASK", "x"])
+    assert (args.seeds, args.overrides) == ([3, 1], ["TASK", "x"])
     wrong = (["SEED", "3"], ["a", "b", "--train", "--weights", "c", "d"], ["a", "b", "--seeds", "3", "few"])
     for flags in (["--configs", *words] for words in wrong):
         with pytest.raises(SystemExit):

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from ode_detect.report.plots import full_settings
+from ode_detect.report.dial import full_settings
 from ode_detect.report.results import Results, Row
 
 

@@ -393,8 +393,9 @@ def _page(
     )
     keys = differing_keys({n.name: n.run.cfg for n in loaded})
     test = loaded[0].run.cfg.DATASETS.TEST[0]
-    fewest, most = min(request.seeds), max(request.seeds)
-    seeds = "one seed" if most == 1 else f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"
+    most = max(request.seeds)
+    counts = " to ".join(map(str, sorted({min(request.seeds), most})))
+    seeds = f"{counts} seeds" if most > 1 else "one seed"
     return Page(
         title=f"{', '.join(names[:-1])} and {names[-1]}",
         about=f"{task.name} on {test}, {seeds}; {results.date}",

@@ -12,10 +12,11 @@ from typing import Any
 
 from ode_detect.engine.compare.measure import Loaded
 from ode_detect.engine.task import Task
+from ode_detect.report.dial import full_settings, plot_dial
 from ode_detect.report.overlays import Line, plot_lines
 from ode_detect.report.page import Figure, Section
 from ode_detect.report.pictures import PictureError
-from ode_detect.report.plots import Curve, MetricsError, full_settings, plot_dial, read_metrics, series
+from ode_detect.report.plots import Curve, MetricsError, read_metrics, series
 from ode_detect.report.results import ROLE_WORDS, Results
 from ode_detect.report.rows import ResultsError
 
