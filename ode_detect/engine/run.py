@@ -278,8 +278,9 @@ def report(run: Run, model: nn.Module, nested: dict[str, Any], *, minutes: float
         protocol=protocol,
         rows=tuple(rows),
     )
-    results.write(run.folder / "results.json")
     _illustrate(run, model)
+    # Last, since a run that has it is finished: a resume makes what a kill left out.
+    results.write(run.folder / "results.json")
     return results
 
 
