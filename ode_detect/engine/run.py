@@ -27,7 +27,7 @@ from ode_detect.ode.record import MultiplyAdds
 from ode_detect.report.plots import plot_losses, plot_metric, read_metrics
 from ode_detect.report.results import Results, Row
 
-from .checkpoint import Checkpointer, CheckpointError
+from .checkpoint import Checkpointer
 from .config import ConfigError, flat, load_config
 from .processes import from_main
 from .provenance import provenance
@@ -36,6 +36,7 @@ from .stream import seed_everything
 from .task import Task
 from .tasks import get_task
 from .trainer import Trainer, build_network
+from .weights import CheckpointError
 
 logger = logging.getLogger("ode_detect.engine")
 
