@@ -38,6 +38,7 @@ from .sampling import drawn_by_picture, seed_iteration, shared_generator
 from .second_pass import make_second_pass
 from .stream import build_stream
 from .task import Task
+from .watch import WatchBoxes
 
 
 class Interrupted(KeyboardInterrupt):
@@ -189,6 +190,7 @@ class Trainer(SimpleTrainer):
             hooks.IterationTimer(),
             hooks.LRScheduler(),
             RecordSolves(model),
+            WatchBoxes(),
             handed_out,
             hooks.EvalHook(period, evaluate_kept),
         ]
