@@ -29,6 +29,7 @@ from ode_detect.report.results import Results, Row
 
 from .checkpoint import Checkpointer
 from .config import ConfigError, flat, load_config
+from .optimizer import check_warmup
 from .processes import from_main
 from .provenance import provenance
 from .scaling import linear_rule, scaled_to_processes
@@ -104,6 +105,7 @@ def open_run(
     if not evaluating:
         _check_frozen(cfg)
     warnings = _check_norm(cfg, comm.get_world_size())
+    warnings += [] if evaluating else check_warmup(cfg)
     _settle_seed(cfg, resume or evaluating)
     changes = _changes(cfg, folder / "config.yaml") if resume else []
     cfg.freeze()

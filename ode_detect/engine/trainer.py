@@ -38,6 +38,7 @@ from .sampling import drawn_by_picture, seed_iteration, shared_generator
 from .second_pass import make_second_pass
 from .stream import build_stream
 from .task import Task
+from .watch import WatchBoxes
 from .weights import CheckpointError
 
 
@@ -190,6 +191,7 @@ class Trainer(SimpleTrainer):
             hooks.IterationTimer(),
             hooks.LRScheduler(),
             RecordSolves(model),
+            WatchBoxes(),
             handed_out,
             hooks.EvalHook(period, evaluate_kept),
         ]
