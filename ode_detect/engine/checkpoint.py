@@ -6,10 +6,11 @@ import importlib
 import logging
 import pickle
 import re
+import reprlib
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,14 @@ class Coverage:
         loaded: tensors that were filled.
         unused: names in the file that the model does not have.
         misfits: tensors of another shape, as (name, shape in the file, shape in the model).
+        categories: id and name of each class, in the order of the network, as the file says; () if it does not.
     """
 
     sizes: dict[str, int]
     loaded: frozenset[str]
     unused: tuple[str, ...]
     misfits: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+    categories: tuple[dict[str, Any], ...] = ()
 
     @property
     def missing(self) -> list[str]:
@@ -143,12 +146,14 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_or_explain(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         try:
-            return self.load(path, checkpointables)
+            rest: dict[str, Any] = self.load(path, checkpointables)
         except (OSError, AssertionError, TypeError, AttributeError, KeyError) as error:
             raise CheckpointError(
                 f"{path} cannot be loaded ({type(error).__name__}: {error}). It must be a file of weights by name, or "
                 "an address that this machine can reach."
             ) from error
+        self.coverage = replace(self.coverage, categories=categories_in(rest, path))
+        return rest
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name``.pth; a kill while writing leaves the file as it was before."""
@@ -239,6 +244,32 @@ def explained(path: str) -> Iterator[None]:
             f"{path} cannot be read as weights ({(str(error).splitlines() or ['it is empty'])[0]}). It may be cut "
             "short, be another kind of file, or hold code, which is not run. Get it again from its source."
         ) from error
+
+
+def categories_in(content: Mapping[str, Any], path: str) -> tuple[dict[str, Any], ...]:
+    """Id and name of each class, as a file of weights says.
+
+    Args:
+        content: of the file.
+        path: of the file, for the message.
+
+    Returns:
+        The categories in the order of the network; () if the file does not name them.
+
+    Raises:
+        CheckpointError: what the file has instead of categories.
+    """
+    found = content.get("categories")
+    if found is None:
+        return ()
+    if isinstance(found, (list, tuple)) and all(
+        isinstance(one, dict) and isinstance(one.get("id"), int) and isinstance(one.get("name"), str) for one in found
+    ):
+        return tuple(found)
+    raise CheckpointError(
+        f"the categories in a file of weights are a list of ids and names, such as [{{'id': 1, 'name': 'cat'}}], and "
+        f"those of {path} are {reprlib.repr(found)}. Correct them, or leave them out."
+    )
 
 
 def unpickle_weights(path: str) -> dict[str, Any]:

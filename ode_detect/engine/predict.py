@@ -30,7 +30,6 @@ from ode_detect.ode.dial import flows_of
 from ode_detect.report.files import whole
 from ode_detect.report.predictions import FILE, PARTIAL, Predictions
 
-from .checkpoint import explained, unpickle_weights
 from .config import ConfigError
 from .provenance import provenance
 from .run import Run, fill
@@ -146,9 +145,9 @@ class Network:
     def __init__(self, run: Run, weights: str, batch: int, summary: Summary) -> None:
         self._run, self.batch, self.summary = run, batch, summary
         self._model: nn.Module = build_network(run.cfg)
-        self.weights = fill(run, self._model, weights)
+        self.weights, loaded = fill(run, self._model, weights)
         try:
-            self.predictor: Predictor = run.task.predictor(run.cfg, _categories(run, self.weights))
+            self.predictor: Predictor = run.task.predictor(run.cfg, loaded.categories or run.task.categories(run.cfg))
         except ValueError as error:
             raise ConfigError(f"{self.weights}: {error} Give the config that the weights were trained with.") from error
         self._optimized = not run.cfg.MODEL.OPTIMIZE_FOR_INFERENCE
@@ -360,18 +359,6 @@ def _write_picture(path: Path, image: NDArray[np.uint8]) -> None:
         raise OSError(f"{path} could not be encoded")
     with whole(path) as partial:
         partial.write_bytes(coded.tobytes())
-
-
-def _categories(run: Run, weights: str) -> list[dict[str, Any]]:
-    """From the checkpoint if it has them, else from the data sets of the config; [] if both are silent."""
-    found: Any = []
-    if "://" not in weights and Path(weights).is_file():
-        with explained(weights):
-            if weights.endswith(".pkl"):
-                found = unpickle_weights(weights).get("categories", [])
-            else:
-                found = torch.load(weights, map_location="cpu", mmap=True, weights_only=True).get("categories", [])
-    return list(found) or list(run.task.categories(run.cfg))
 
 
 def _use_a_device(cfg: CfgNode) -> None:

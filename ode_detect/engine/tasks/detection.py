@@ -14,6 +14,7 @@ from torch import nn
 import ode_detect.detection.model  # noqa: F401  registers the heads
 from ode_detect.detection import data, evaluation, pictures
 from ode_detect.detection import predict as detection_predict
+from ode_detect.detection.classes import class_rows
 from ode_detect.detection.matching import Matches
 from ode_detect.detection.optimize import optimize_detector
 from ode_detect.engine.task import Predictor, Task
@@ -106,4 +107,5 @@ DETECTION = Task(
     optimize=optimize_detector,
     categories=detection_predict.categories,
     predictor=_detection_predictor,
+    class_rows=class_rows,
 )
