@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ode_detect.backbones import discrete_names
 from ode_detect.report.files import whole
 
-from .weights import CheckpointError, explained, load_weights_only, unpickle_weights
+from .weights import CheckpointError, categories_in, explained, load_weights_only, unpickle_weights
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,14 @@ class Coverage:
         loaded: tensors that were filled.
         unused: names in the file that the model does not have.
         misfits: tensors of another shape, as (name, shape in the file, shape in the model).
+        categories: id and name of each class, in the order of the network, as the file says; () if it does not.
     """
 
     sizes: dict[str, int]
     loaded: frozenset[str]
     unused: tuple[str, ...]
     misfits: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+    categories: tuple[dict[str, Any], ...] = ()
 
     @property
     def missing(self) -> list[str]:
@@ -137,7 +139,7 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_or_explain(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         try:
-            return self.load(path, checkpointables)
+            rest: dict[str, Any] = self.load(path, checkpointables)
         except CheckpointError:
             raise
         except (OSError, AssertionError, TypeError, AttributeError, KeyError, ValueError, RecursionError) as error:
@@ -145,6 +147,8 @@ class Checkpointer(DetectionCheckpointer):
                 f"{path} cannot be loaded ({type(error).__name__}: {error}). It must be a file of weights by name, or "
                 "an address that this machine can reach."
             ) from error
+        self.coverage = replace(self.coverage, categories=categories_in(rest, path))
+        return rest
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name``.pth; a kill while writing leaves the file as it was before."""

@@ -115,6 +115,9 @@ def add_ode_config(cfg: CfgNode) -> None:
 
     # Go on when MODEL.WEIGHTS does not fill the network: what is not in the file keeps its random start.
     cfg.MODEL.ALLOW_PARTIAL_WEIGHTS = False
+    # Go on when MODEL.WEIGHTS names other classes than the data: the layers of its classes are taken for those of the
+    # data, the first for the first. The same names in another order are put in order without it.
+    cfg.MODEL.ALLOW_OTHER_CLASSES = False
     # Keep the network, and what goes through it, in the memory format channels_last: convolutions are faster, GN on a
     # CPU many times slower, so flows with GN stay contiguous. Else for networks with BN or FrozenBN.
     cfg.MODEL.CHANNELS_LAST = False

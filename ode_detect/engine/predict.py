@@ -35,7 +35,6 @@ from .provenance import provenance
 from .run import Run, fill
 from .task import Example, Predictor
 from .trainer import build_network
-from .weights import read_categories
 
 T = TypeVar("T")
 DRAWN, FRAMES = "drawn", "frames"
@@ -146,9 +145,9 @@ class Network:
     def __init__(self, run: Run, weights: str, batch: int, summary: Summary) -> None:
         self._run, self.batch, self.summary = run, batch, summary
         self._model: nn.Module = build_network(run.cfg)
-        self.weights = fill(run, self._model, weights)
+        self.weights, loaded = fill(run, self._model, weights)
         try:
-            self.predictor: Predictor = run.task.predictor(run.cfg, _categories(run, self.weights))
+            self.predictor: Predictor = run.task.predictor(run.cfg, loaded.categories or run.task.categories(run.cfg))
         except ValueError as error:
             raise ConfigError(f"{self.weights}: {error} Give the config that the weights were trained with.") from error
         self._optimized = not run.cfg.MODEL.OPTIMIZE_FOR_INFERENCE
@@ -360,12 +359,6 @@ def _write_picture(path: Path, image: NDArray[np.uint8]) -> None:
         raise OSError(f"{path} could not be encoded")
     with whole(path) as partial:
         partial.write_bytes(coded.tobytes())
-
-
-def _categories(run: Run, weights: str) -> list[dict[str, Any]]:
-    """From the checkpoint if it has them, else from the data sets of the config; [] if both are silent."""
-    known = read_categories(weights) if "://" not in weights and Path(weights).is_file() else []
-    return known or list(run.task.categories(run.cfg))
 
 
 def _use_a_device(cfg: CfgNode) -> None:

@@ -27,7 +27,8 @@ from ode_detect.ode.record import MultiplyAdds
 from ode_detect.report.plots import plot_losses, plot_metric, read_metrics
 from ode_detect.report.results import Results, Row
 
-from .checkpoint import Checkpointer
+from .checkpoint import Checkpointer, Coverage
+from .classes import match_classes
 from .config import ConfigError, flat, load_config
 from .optimizer import check_warmup
 from .processes import from_main
@@ -188,16 +189,21 @@ def for_inference(run: Run, model: nn.Module) -> nn.Module:
 
 
 def load_network(run: Run, weights: str = "") -> tuple[nn.Module, str]:
-    """Build the network of a config and `fill` it.
+    """Build the network of a config, `fill` it, and bring its classes into the order of the test data.
 
     Returns:
         The network, and the file it was filled from.
+
+    Raises:
+        CheckpointError: as for `fill`, or the weights are of other classes than the data.
     """
     model = build_network(run.cfg)
-    return model, fill(run, model, weights)
+    file, coverage = fill(run, model, weights)
+    match_classes(run.cfg, run.task, model, coverage, file)
+    return model, file
 
 
-def fill(run: Run, model: nn.Module, weights: str = "") -> str:
+def fill(run: Run, model: nn.Module, weights: str = "") -> tuple[str, Coverage]:
     """Load the weights of a network.
 
     Args:
@@ -207,7 +213,7 @@ def fill(run: Run, model: nn.Module, weights: str = "") -> str:
             ``OUTPUT_DIR``, else ``MODEL.WEIGHTS``.
 
     Returns:
-        The file.
+        The file, and what was loaded of it.
 
     Raises:
         CheckpointError: there are no weights, or they do not fill the network.
@@ -224,7 +230,7 @@ def fill(run: Run, model: nn.Module, weights: str = "") -> str:
             "Give MODEL.WEIGHTS path/to/model.pth."
         )
     checkpointer.load_weights(weights, whole=True)
-    return weights
+    return weights, checkpointer.coverage
 
 
 def evaluate(run: Run, model: nn.Module) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from ode_detect.ode.dial import set_solvers
 
 from .averaging import HandedOut
 from .checkpoint import Checkpointer
+from .classes import match_classes
 from .config import ConfigError, flow_settings, tolerances
 from .optimizer import build_optimizer, build_scheduler
 from .processes import agreed, average_gradients, averaged, broadcast_state, data_parallel, from_main
@@ -103,6 +104,10 @@ class Trainer(SimpleTrainer):
                 )
         if self.start_iter == 0:
             self.checkpointer.load_weights(self._cfg.MODEL.WEIGHTS, whole=False)
+        if self.start_iter or self._cfg.MODEL.WEIGHTS:
+            path = self.checkpointer.get_checkpoint_file() if self.start_iter else self._cfg.MODEL.WEIGHTS
+            loaded = self.checkpointer.coverage
+            match_classes(self._cfg, self._task, self._network, loaded, path, resuming=self.start_iter > 0)
         broadcast_state(self._network)
 
     def train(self) -> None:

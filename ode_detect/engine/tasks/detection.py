@@ -13,6 +13,7 @@ from torch import nn
 
 from ode_detect.detection import data, evaluation, pictures
 from ode_detect.detection import predict as detection_predict
+from ode_detect.detection.class_layers import class_rows
 from ode_detect.detection.matching import Matches
 from ode_detect.detection.model import head_name
 from ode_detect.detection.optimize import optimize_detector
@@ -119,4 +120,5 @@ DETECTION = Task(
     categories=detection_predict.categories,
     predictor=_detection_predictor,
     check_config=_check_anchors,
+    class_rows=class_rows,
 )
