@@ -12,7 +12,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ode_detect.detection.annotations import box_faults, read_coco, repair, to_records, usable
+from ode_detect.detection.annotations import read_coco, repair, to_records, usable
+from ode_detect.detection.boxes import box_faults
 from ode_detect.detection.errors import refuse
 from ode_detect.media.errors import DatasetError
 
@@ -77,7 +78,7 @@ def test_bad_boxes_are_dropped_or_clipped_and_named(box: list[float], rule: str,
 
 
 def test_rounding_over_the_edge_is_no_problem() -> None:
-    assert repair(content(annotations=[annotation(1, bbox=[-0.6, 0, 100.9, 80.4], area=1.0)]), NOWHERE)[1] == []
+    assert repair(content(annotations=[annotation(1, bbox=[-0.6, 0, 100.9, 80.4], area=8112.4)]), NOWHERE)[1] == []
 
 
 def test_faults_agree_with_a_plain_computation() -> None:
@@ -104,7 +105,7 @@ def test_faults_agree_with_a_plain_computation() -> None:
         ({"annotations": [annotation(4, category_id=9)]}, "unknown category: annotation 4, category_id 9"),
         ({"annotations": [annotation(4, category_id=[3])]}, "unknown category: annotation 4"),
         ({"annotations": [annotation(4, bbox=[1, 2, 3])]}, r"bbox is not \[x, y, width, height\]: annotation 4"),
-        ({"annotations": [annotation(4, bbox=[1, 2, 3, "4"])]}, "bbox is not"),
+        ({"annotations": [annotation(4, bbox=[1, 2, 3, "four"])]}, "bbox is not"),
         ({"annotations": [annotation(4, bbox=...)]}, "bbox is not"),
         ({"categories": [{"id": 3, "name": "a"}, {"id": 3, "name": "b"}]}, "share their id: id 3"),
         ({"categories": [{"id": 3, "name": "a"}, {"id": 4, "name": "a"}]}, "share their name: name 'a'"),
@@ -184,8 +185,9 @@ def test_masks_are_read_as_polygons_or_rle_and_bad_ones_left_out() -> None:
     masks = [[polygon], [polygon, [1, 2, 3, 4]], compressed, {"size": [80, 100], "counts": counts}]
     bad = [[[1, 2, 3, 4]], {"size": [100, 80], "counts": counts}]
     objects = [annotation(i + 1, segmentation=mask) for i, mask in enumerate(masks + bad)]
-    after, (problem,) = repair(content(annotations=objects), NOWHERE)
+    after, (problem, part) = repair(content(annotations=objects), NOWHERE)
     assert len(problem.where) == 2
+    assert part.where == ("annotation 2 of 1.png, bbox [10, 20, 30, 40]",)
     read = [a.get("segmentation") for a in to_records(after, NOWHERE)[0]["annotations"]]
     assert read[:2] == [[polygon], [polygon]]
     for mask in read[2:4]:

@@ -164,16 +164,37 @@ def test_a_picture_with_crowds_only_has_no_object_and_one_with_difficult_objects
     assert len(train_data(cfg)[0]) == kept
 
 
-def test_a_set_without_any_object_is_not_filtered_to_nothing(cfg: CfgNode, squares: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("filtered", [False, True])
+@pytest.mark.parametrize(
+    ("marks", "reason"),
+    [
+        (None, "there is no annotation that can be used"),
+        ({"iscrowd": 1}, "18 of 18 objects have iscrowd 1, which is left aside; write 0 where"),
+        ({"iscrowd": 1, "difficult": 1}, "18 of 18 objects have difficult 1"),
+    ],
+)
+def test_data_without_an_object_that_counts_are_refused(
+    cfg: CfgNode, squares: Path, tmp_path: Path, marks: dict[str, int] | None, reason: str, filtered: bool
+) -> None:
     content = json.loads((squares / "train.json").read_text())
-    (tmp_path / "none.json").write_text(json.dumps({**content, "annotations": []}))
-    cfg.DATASETS.CUSTOM = [entry(f"none {tmp_path}", squares, tmp_path / "none.json")]
-    cfg.DATASETS.TRAIN = (f"none {tmp_path}",)
+    content["annotations"] = [] if marks is None else [{**a, **marks} for a in content["annotations"]]
+    name = f"none {tmp_path}"
+    (tmp_path / "none.json").write_text(json.dumps(content))
+    cfg.DATASETS.CUSTOM = [*cfg.DATASETS.CUSTOM, entry(name, squares, tmp_path / "none.json")]
+    cfg.DATASETS.TEST = (name,)
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = filtered
     register_datasets(cfg)
-    assert len(train_data(cfg)[0]) == 8
-    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = True
-    with pytest.raises(DatasetError, match="FILTER_EMPTY_ANNOTATIONS False"):
-        train_data(cfg)
+    with pytest.raises(DatasetError, match=rf"tested on .* and none .* has none: {reason}"):
+        check_test_data(cfg)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (name, "squares"), ()
+    learnt = marks is not None and "difficult" in marks
+    assert len(train_data(cfg)[0]) == (16 if not filtered else 12 if learnt else 6), "beside others it is background"
+    cfg.DATASETS.TRAIN = (name,)
+    if learnt:
+        assert len(train_data(cfg)[0]) == (6 if filtered else 8), "difficult objects are trained on"
+    else:
+        with pytest.raises(DatasetError, match=rf"trained on .* and none .* has none: {reason}"):
+            train_data(cfg)
 
 
 def test_other_classes_for_test_than_for_training_are_refused(cfg: CfgNode, squares: Path, tmp_path: Path) -> None:
