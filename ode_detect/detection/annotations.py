@@ -191,7 +191,8 @@ def nothing_counts(annotations: Iterable[Mapping[str, Any]], *, difficult: bool)
     if not ignored:
         return "there is no annotation that can be used; see whether the annotations are those of these pictures."
     marks = " and ".join(f"{count} of {ignored.total()} objects have {mark}" for mark, count in ignored.items())
-    return f"{marks}, which is left aside; write 0 where it is a single object (RLE does not make it a crowd)."
+    rle = " (a mask may be RLE without being a crowd)" if "iscrowd 1" in ignored else ""
+    return f"{marks}, and are left aside; write 0 where it is a single object that is to be found{rle}."
 
 
 def to_records(content: Content, images: Path) -> list[dict[str, Any]]:

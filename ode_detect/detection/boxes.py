@@ -25,7 +25,7 @@ _FORMS = {
         "kept; multiply x and width by the picture's width / 100, y and height by its height / 100",
     ),
     "maybe corners": (
-        "boxes of which the right is the wider, the lower the higher, probably corners [x0, y0, x1, y1]",
+        "boxes that would fit as corners, and are the larger the further right or down, probably [x0, y0, x1, y1]",
         "kept; write [x0, y0, x1 - x0, y1 - y0]",
     ),
 }

@@ -79,8 +79,8 @@ def other_file(file: Path) -> str:
     suffix = file.suffix.lower()
     if suffix == ".xml":
         return (
-            f"VOC XML is one file for each picture, and named by its folder; write {file.parent}. If {file.name} is CVAT's, "
-            "with all pictures in it, export the task as COCO 1.0."
+            f"VOC XML is one file for each picture, and named by its folder; write {file.parent}. If {file.name} is "
+            "CVAT's, with all pictures in it, export the task as COCO 1.0."
         )
     return _EXPORT if suffix in (".txt", ".csv", ".tsv", ".zip", ".yaml", ".yml", ".tfrecord", ".parquet") else ""
 

@@ -159,16 +159,17 @@ def _area_change(annotation: dict[str, Any], mask: Any, height: int, width: int)
     area: Any = annotation.get("area")
     box_width, box_height = annotation["bbox"][2:]
     box = box_width * box_height
-    known = type(area) in NUMBERS
     if not (box_width > 0 and box_height > 0):
         return "", 0
+    known = type(area) in NUMBERS
     # Some programs count both edges of a box.
-    if known and _LEAST * box <= area <= 1.05 * (box_width + 1) * (box_height + 1) and area > 0:
+    possible = known and 0 < area <= 1.05 * (box_width + 1) * (box_height + 1)
+    if possible and area >= _LEAST * box:
         return "", area
-    right = (mask_area(mask, height, width) if mask else 0) or box
-    if known and 0.9 * right - 1 <= area <= 1.1 * right + 1 and area > 0:
+    of_mask = mask_area(mask, height, width) if mask else 0
+    if possible and of_mask and area >= of_mask / 2:
         return "", area
-    return "far" if known and area == area else "area", right
+    return "far" if known and area == area else "area", of_mask or box
 
 
 def _points(annotations: Sequence[dict[str, Any]], categories: Sequence[dict[str, Any]]) -> dict[Any, int]:

@@ -169,7 +169,7 @@ def test_a_picture_with_crowds_only_has_no_object_and_one_with_difficult_objects
     ("marks", "reason"),
     [
         (None, "there is no annotation that can be used"),
-        ({"iscrowd": 1}, "18 of 18 objects have iscrowd 1, which is left aside; write 0 where"),
+        ({"iscrowd": 1}, "18 of 18 objects have iscrowd 1, and are left aside; write 0 where"),
         ({"iscrowd": 1, "difficult": 1}, "18 of 18 objects have difficult 1"),
     ],
 )
