@@ -135,8 +135,8 @@ def complete(truth: COCO) -> None:
 
     Masks, key points and areas that are none are mended and told, for data sets that Detectron2 has read by itself. Ids
     become 1, 2, ...: pycocotools takes an object with id 0 for not found, and loses one of two with the same id. What
-    many tools leave out is put in: ``iscrowd`` 0, and the area of the box. What is ``difficult`` is ignored, and where
-    some objects have key points those without have none to be found.
+    many tools leave out is put in: ``iscrowd`` 0, and the area of the box. What is ``difficult`` is ignored. Where some
+    objects have masks or key points, those without have the outline of their box, and no key point to be found.
     """
     images = {image["id"]: image for image in truth.dataset["images"]}
     raw = truth.dataset.get("annotations", [])
@@ -149,11 +149,15 @@ def complete(truth: COCO) -> None:
     if problems:
         logger.warning("evaluated against annotations with mended objects:\n%s", describe(problems))
     truth.dataset["annotations"] = annotations
+    masks = any(annotation.get("segmentation") for annotation in annotations)
     points = max((len(annotation.get("keypoints") or ()) for annotation in annotations), default=0)
     for number, annotation in enumerate(annotations, start=1):
         annotation["id"] = number
         annotation["iscrowd"] = IGNORED if annotation.get("difficult") else annotation.get("iscrowd", 0)
         annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+        if masks and not annotation.get("segmentation"):
+            x, y, width, height = annotation["bbox"]
+            annotation["segmentation"] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
         if points and not annotation.get("keypoints"):
             annotation |= {"keypoints": [0] * points, "num_keypoints": 0}
     if all(annotation["iscrowd"] for annotation in annotations):
