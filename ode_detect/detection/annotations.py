@@ -20,7 +20,7 @@ from ode_detect.media.images import read_size
 from .boxes import are_corners, box_faults, box_problems, corner_problem, form_problems
 from .formats import other_json
 from .numbers import NUMBERS, read_numbers
-from .shapes import repair_shapes
+from .shapes import fill_boxes, repair_shapes
 
 Content = dict[str, Any]
 _NO_IMAGE_ID = "images without a whole number as id, or without file_name"
@@ -59,9 +59,11 @@ def repair(content: Content, images: Path) -> tuple[Content, list[Problem]]:
 
     Returns:
         The repaired content, and what was found. If a problem has nothing ``done`` about it, the content is not usable,
-        and only its numbers are read.
+        and only its numbers and missing boxes are read.
     """
     content, problems = read_numbers(content)
+    content, found = fill_boxes(content)
+    problems += found
     problems += _category_problems(content["categories"])
     pictures, found = _repair_images(content["images"], images)
     problems += found

@@ -277,7 +277,8 @@ def _check_masks(cfg: CfgNode, names: Sequence[str], dicts: Sequence[dict[str, A
 def _check_key_points(cfg: CfgNode, names: Sequence[str], dicts: Sequence[dict[str, Any]]) -> None:
     """An object has as many key points as the network, or none."""
     count = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
-    nameless = [name for name in names if not MetadataCatalog.get(name).get("keypoint_names")]
+    learnt = [name for name in names if name in cfg.DATASETS.TRAIN]
+    nameless = [name for name in learnt if not MetadataCatalog.get(name).get("keypoint_names")]
     if cfg.MODEL.KEYPOINT_ON and nameless:
         raise DatasetError(
             "key points (MODEL.KEYPOINT_ON) need names, and which of them change places in a mirror; "

@@ -105,6 +105,40 @@ def mask_area(mask: Any, height: int, width: int) -> int:
     return int(pycocotools.mask.area(pycocotools.mask.merge(pycocotools.mask.frPyObjects(mask, height, width))))
 
 
+def fill_boxes(content: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    """Give annotations without ``bbox`` the box of their mask.
+
+    Args:
+        content: in COCO's form; stays as it is.
+    """
+    sizes = {i["id"]: (i.get("height"), i.get("width")) for i in content["images"] if type(i.get("id")) is int}
+    annotations, where = list(content["annotations"]), []
+    for i, annotation in enumerate(annotations):
+        if annotation.get("bbox") or not annotation.get("segmentation") or type(annotation.get("image_id")) is not int:
+            continue
+        height, width = sizes.get(annotation["image_id"], (None, None))
+        known = type(height) is int and type(width) is int
+        mask = read_mask(annotation["segmentation"], height, width) if known else None
+        if mask is not None:
+            annotations[i] = {**annotation, "bbox": mask_box(mask)}
+            where.append(f"annotation {annotation.get('id', i)}")
+    if not where:
+        return content, []
+    return {**content, "annotations": annotations}, [
+        Problem("annotations with a mask and without bbox", tuple(where), "taken from the mask")
+    ]
+
+
+def mask_box(mask: Any) -> list[float]:
+    """The box ``x, y, width, height`` of a mask that `read_mask` has given."""
+    if isinstance(mask, dict):
+        runs = pycocotools.mask.frPyObjects(mask, *mask["size"]) if isinstance(mask["counts"], list) else mask
+        return [float(v) for v in pycocotools.mask.toBbox(runs)]
+    points = np.concatenate([np.array(polygon, dtype=np.float64).reshape(-1, 2) for polygon in mask])
+    first, last = points.min(axis=0), points.max(axis=0)
+    return [float(v) for v in (*first, *(last - first))]
+
+
 def read_points(points: Any, count: int | None) -> list[Any] | None:
     """Key points as a flat list of x, y and visibility, the argument itself if it is one; None if they are none.
 

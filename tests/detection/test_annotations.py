@@ -352,3 +352,21 @@ def test_a_box_of_no_numbers_is_refused_without_a_traceback(box: list[Any]) -> N
     _, (problem,) = repair(content(annotations=[annotation(1, bbox=box)]), NOWHERE)
     assert problem.rule == "annotations whose bbox is not [x, y, width, height]"
     assert not problem.done
+
+
+def test_a_box_that_is_missing_is_that_of_the_mask() -> None:
+    outline = [10, 20, 40, 20, 40, 60, 10, 60]
+    pixels = np.zeros((80, 100), np.uint8, order="F")
+    pixels[20:60, 10:40] = 1
+    runs = pycocotools.mask.encode(pixels)
+    masks = [[outline], {"size": [80, 100], "counts": runs["counts"].decode()}]
+    objects = [
+        annotation(i, bbox=box, segmentation=m)
+        for i, (box, m) in enumerate(zip([[], ...], masks, strict=True), start=1)
+    ]
+    after, (problem,) = repair(content(annotations=objects), NOWHERE)
+    assert problem.where == ("annotation 1", "annotation 2")
+    assert [a["bbox"] for a in after["annotations"]] == [[10, 20, 30, 40]] * 2
+    lost = content(annotations=[*objects, annotation(3, bbox=[], segmentation=[[1, 2]]), annotation(4, image_id=9)])
+    read, problems = repair(lost, NOWHERE)
+    assert [a["id"] for a in usable(read, problems, NOWHERE)["annotations"]] == [1, 2]
