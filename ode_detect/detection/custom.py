@@ -18,6 +18,7 @@ from ode_detect.media.errors import DatasetError, Problem
 from ode_detect.ode.names import UnknownNameError, check_name
 
 from .annotations import Content, read_coco, repair, to_records
+from .classes import Classes
 from .errors import refuse
 from .formats import other_file
 from .voc import read_voc, write_voc
@@ -108,6 +109,14 @@ def source_of(name: str) -> Source:
         f"a data set is checked if it is COCO JSON or VOC XML; {name} is {metadata.get('evaluator_type', 'neither')}. "
         "Convert its annotations to COCO JSON."
     )
+
+
+def class_names(name: str) -> Classes | None:
+    """The classes of a registered data set; None where they are not known before it is read."""
+    metadata = MetadataCatalog.get(name)
+    names, source = metadata.get("thing_classes"), metadata.get("source")
+    xml = source is not None and source.annotations.is_dir()
+    return None if names is None else Classes(name, tuple(names), xml)
 
 
 def register(entry: Any) -> None:
