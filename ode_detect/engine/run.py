@@ -28,7 +28,7 @@ from ode_detect.report.plots import plot_losses, plot_metric, read_metrics
 from ode_detect.report.results import Results, Row
 
 from .checkpoint import Checkpointer
-from .config import ConfigError, flat, load_config
+from .config import ConfigError, flat, load_config, read_config_file
 from .processes import from_main
 from .provenance import provenance
 from .scaling import linear_rule, scaled_to_processes
@@ -379,7 +379,7 @@ def _settle_seed(cfg: CfgNode, keep: bool) -> None:
         return
     begun = Path(cfg.OUTPUT_DIR) / "config.yaml"
     if keep and begun.exists():
-        cfg.SEED = CfgNode.load_yaml_with_base(str(begun))["SEED"]
+        cfg.SEED = read_config_file(begun)["SEED"]
     else:
         cfg.SEED = secrets.randbelow(2**31)
     cfg.SEED = from_main(lambda: int(cfg.SEED))
@@ -389,7 +389,7 @@ def _changes(cfg: CfgNode, begun: Path) -> list[str]:
     """The keys in which a config differs from the one that a run began with, each with both values."""
     if not begun.exists():
         return []
-    before, now = flat(CfgNode.load_yaml_with_base(str(begun))), flat(CfgNode.load_cfg(cfg.dump()))
+    before, now = flat(read_config_file(begun)), flat(CfgNode.load_cfg(cfg.dump()))
     return [f"{k}: {before[k]!r}, now {now[k]!r}" for k in now if k in before and before[k] != now[k]]
 
 
