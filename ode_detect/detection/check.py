@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ode_detect.media.errors import DatasetError, Problem
-from ode_detect.media.images import orientation, read_image
+from ode_detect.media.images import opened, orientation, read_image
 
 from .annotations import Content, nothing_counts, repair, same_pictures, spread, spread_problem, usable
 from .classes import Classes, difference, listed
@@ -214,14 +214,17 @@ def _look_at(images: Sequence[dict[str, Any]], folder: Path, progress: Callable[
 
 def look_at(path: Path) -> File:
     """Decode a picture and say what it is."""
-    if not path.is_file():
+    # Path.exists raises where a name is too long.
+    if not os.path.exists(path):  # noqa: PTH110
         return File(error=f"{path} is not there")
+    if not path.is_file():
+        return File(error=f"{path} is a folder, a pipe or a device, not a file")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     try:
         height, width = read_image(path, "RGB").shape[:2]
     except DatasetError as error:
         return File(error=str(error), digest=digest)
-    with Image.open(path) as image:
+    with opened(path) as image:
         turned = orientation(image) in (5, 6, 7, 8)
         suffix = Image.registered_extensions().get(path.suffix.lower())
         kinds = [] if image.mode in ("RGB", "L") else [f"pictures of mode {image.mode}"]

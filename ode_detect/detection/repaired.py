@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from PIL import Image
 
 from ode_detect.media.errors import Problem
+from ode_detect.media.images import read_image
 
 from .annotations import Content, join, same_pictures, spread
 from .check import Checked, repeated, same_shape, stored_size
@@ -125,8 +125,7 @@ def _as_stored(one: Checked, image: dict[str, Any], folder: Path) -> Path:
     """A copy of a picture without the EXIF tag that turns it, in PNG, which loses nothing."""
     folder.mkdir(parents=True, exist_ok=True)
     copy = folder / f"{one.source.name}_{image['id']}.png"
-    with Image.open(one.source.images / image["file_name"]) as picture:
-        Image.fromarray(np.asarray(picture.convert("RGB"))).save(copy)
+    Image.fromarray(read_image(one.source.images / image["file_name"], "RGB", upright=False)).save(copy)
     return copy.resolve()
 
 

@@ -43,6 +43,7 @@ from .config import ConfigError, tolerances
 from .provenance import check_marks, marks, provenance
 from .run import Run, cost, evaluate, holds_run, load_network, open_run, write_records
 from .trainer import training_stream
+from .weights import explained, load_weights_only
 
 logger = logging.getLogger("ode_detect.engine")
 
@@ -397,7 +398,8 @@ class Dial:
                 solvers[path] = changed_solver(solver, method=method, steps=steps, **tolerances(self.run.cfg))
             self.measured[name] = Measured(self.full.with_flows(solvers), entry["metrics"], entry["cost"])
         if (self.folder / "statistics.pth").exists():
-            self._estimated = torch.load(self.folder / "statistics.pth", weights_only=True)
+            with explained(str(self.folder / "statistics.pth")):
+                self._estimated = load_weights_only(str(self.folder / "statistics.pth"))
         logger.info("%d settings are known from an earlier sweep in %s", len(self.measured), self.folder)
 
     def _write(self) -> None:

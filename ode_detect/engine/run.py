@@ -29,7 +29,7 @@ from ode_detect.report.results import Results, Row
 
 from .checkpoint import Checkpointer, Coverage
 from .classes import match_classes
-from .config import ConfigError, flat, load_config
+from .config import ConfigError, flat, load_config, read_config_file
 from .optimizer import check_warmup
 from .processes import from_main
 from .provenance import provenance
@@ -387,7 +387,7 @@ def _settle_seed(cfg: CfgNode, keep: bool) -> None:
         return
     begun = Path(cfg.OUTPUT_DIR) / "config.yaml"
     if keep and begun.exists():
-        cfg.SEED = CfgNode.load_yaml_with_base(str(begun))["SEED"]
+        cfg.SEED = read_config_file(begun)["SEED"]
     else:
         cfg.SEED = secrets.randbelow(2**31)
     cfg.SEED = from_main(lambda: int(cfg.SEED))
@@ -397,7 +397,7 @@ def _changes(cfg: CfgNode, begun: Path) -> list[str]:
     """The keys in which a config differs from the one that a run began with, each with both values."""
     if not begun.exists():
         return []
-    before, now = flat(CfgNode.load_yaml_with_base(str(begun))), flat(CfgNode.load_cfg(cfg.dump()))
+    before, now = flat(read_config_file(begun)), flat(CfgNode.load_cfg(cfg.dump()))
     return [f"{k}: {before[k]!r}, now {now[k]!r}" for k in now if k in before and before[k] != now[k]]
 
 

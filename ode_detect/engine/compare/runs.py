@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from detectron2.config import CfgNode, get_cfg
 
-from ode_detect.engine.config import ConfigError, add_ode_config, flat, load_config
+from ode_detect.engine.config import ConfigError, add_ode_config, flat, load_config, read_config_file
 from ode_detect.engine.run import holds_run
 
 logger = logging.getLogger("ode_detect.engine")
@@ -206,7 +206,7 @@ def check_same(one: Training) -> None:
             f"a run holds the config that it was made with, and {begun} is not there. Move {one.folder} away, or put "
             "the file back."
         )
-    before = flat(CfgNode.load_yaml_with_base(str(begun)))
+    before = flat(read_config_file(begun))
     now, default = flat(plain(one.config())), flat(plain(_defaults()))
     changed = [
         # A key that came into the code later stands for what was done before: its default.
