@@ -57,6 +57,6 @@ def check_warmup(cfg: CfgNode) -> list[str]:
         return []
     return [
         f"the learning rate rises from {cfg.SOLVER.WARMUP_FACTOR:g} of SOLVER.BASE_LR over SOLVER.WARMUP_ITERS {rise} "
-        f"iterations, and SOLVER.MAX_ITER is {last}: the run is warm-up for the most part, at a rate far below BASE_LR. "
+        f"iterations, and SOLVER.MAX_ITER is {last}: most of the run is warm-up, at a rate far below BASE_LR. "
         f"Set WARMUP_ITERS to about {max(last // 10, 1)}."
     ]

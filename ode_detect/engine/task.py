@@ -89,7 +89,7 @@ class Task:
         plot: draws plots of it into that folder.
         curves: the curves of it that pages of several runs lay over one another.
         draw: draws predictions for a data set, whose evaluation is in a folder, into a file.
-        examples: draws the first so many pictures of a data set one by one, to be laid beside those of other networks.
+        examples: draws so many pictures from all over a data set one by one, to be laid beside those of other networks.
         optimize: a trained model and a batch -> a copy that is faster, and what was done; ValueError if it cannot.
         categories: ids and names of the classes by the data sets of a config, in the network's order; [] if unknown.
         predictor: for a config and categories ([]: unknown).

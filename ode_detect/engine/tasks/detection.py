@@ -29,7 +29,7 @@ from ode_detect.report.scores import DetectionScores, score_detections
 
 
 def _draw_detections(cfg: CfgNode, model: nn.Module, name: str, folder: Path, path: Path) -> None:
-    """The first pictures of a data set with hits, false detections and missed objects."""
+    """Pictures from all over a data set with hits, false detections and missed objects."""
     shown = [Picture(**numbers) for numbers in pictures.detections(cfg, model, name, count=6)]
     detection_sheet(shown, path, title=f"{name}, detections with a score of {cfg.TEST.SCORE_THRESHOLD:g} or more")
 
