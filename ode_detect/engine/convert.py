@@ -21,7 +21,7 @@ from ode_detect.ode import Certificate, ConversionError, ODEBlock, PiecewiseCons
 from ode_detect.ode.certificate import ConvertedRun, Differences, Observation, Pairing, compare
 from ode_detect.ode.convert import replace_runs
 from ode_detect.ode.names import check_name
-from ode_detect.report.files import whole
+from ode_detect.report.files import whole, write_text
 
 from .checkpoint import Checkpointer
 from .trainer import build_network
@@ -371,5 +371,4 @@ def _write(file: Path, content: dict[str, Any], certificate: Certificate) -> Non
         torch.save(content, partial)
     texts = {"certificate.json": json.dumps(certificate.to_dict(), indent=2), "certificate.txt": str(certificate)}
     for name, text in texts.items():
-        with whole(file.with_name(name)) as partial:
-            partial.write_text(f"{text}\n")
+        write_text(file.with_name(name), f"{text}\n")
