@@ -251,6 +251,22 @@ def surroundings_of(field: nn.Module, h: Tensor) -> Surroundings:
     return surroundings
 
 
+def summing_in_float32(h: Tensor) -> AbstractContextManager[Any]:
+    """Autocast as it is, without its cache of weights in half precision.
+
+    The evaluations of a solve share what is in the cache, and would add up their gradients there, in 8 bits: with 256
+    steps through one field the sum was 10 % off.
+
+    Args:
+        h: the state, on the device in question.
+    """
+    device = h.device.type
+    # A compiler has no cache.
+    if torch.compiler.is_compiling() or not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, dtype=torch.get_autocast_dtype(device), cache_enabled=False)
+
+
 def statistics_of(field: nn.Module) -> list[_NormBase]:
     """The layers that update running statistics when they are evaluated."""
     return [m for m in field.modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats]
