@@ -20,6 +20,7 @@ from PIL import Image
 
 from ode_detect.media.errors import DatasetError, Problem
 from ode_detect.media.images import orientation, read_image
+from ode_detect.media.names import is_file
 
 from .annotations import Content, repair, usable
 from .custom import Source
@@ -196,7 +197,8 @@ def unused(checked: Sequence[Checked]) -> list[Problem]:
         named[one.source.images].update(Path(path) for _, path, _ in _pictures(one))
     notes = []
     for folder, files in named.items():
-        rest = sorted(f.name for f in folder.iterdir() if f.suffix.lower() in suffixes and f not in files)
+        beside = [file for file in folder.iterdir() if file.suffix.lower() in suffixes and file not in files]
+        rest = sorted(file.name for file in beside if not file.name.startswith("."))
         if rest:
             notes.append(Problem(f"pictures in {folder} that no checked data set names", tuple(rest), "not used"))
     return notes
@@ -220,7 +222,7 @@ def _look_at(images: Sequence[dict[str, Any]], folder: Path, progress: Callable[
 
 def look_at(path: Path) -> File:
     """Decode a picture and say what it is."""
-    if not path.is_file():
+    if not is_file(path):
         return File(error=f"{path} is not there")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     try:
