@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data.transforms import ResizeShortestEdge
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -23,7 +22,9 @@ from ode_detect.media.images import orientation, read_image
 from ode_detect.media.names import is_file
 
 from .annotations import Content, repair, usable
+from .classes import Classes, difference, listed
 from .custom import Source
+from .mapper import scale_factors
 
 
 @dataclass(frozen=True)
@@ -78,19 +79,15 @@ class Checked:
         counts = Counter(a["category_id"] for a in self.content["annotations"] if not a["iscrowd"])
         return {c["name"]: counts[c["id"]] for c in sorted(self.content["categories"], key=lambda c: c["id"])}
 
-    def boxes(self, cfg: CfgNode | None = None) -> NDArray[np.float64]:
+    def boxes(self, cfg: CfgNode | None = None, *, is_train: bool = False) -> NDArray[np.float64]:
         """Width and height of each object, in pixels of the network's input; of the file without ``cfg``. (N, 2)."""
-        factors = {}
-        for image in self.content["images"]:
-            factors[image["id"]] = np.array([1.0, 1.0])
-            if cfg is not None and cfg.INPUT.MIN_SIZE_TEST:
-                height, width = image["height"], image["width"]
-                new = ResizeShortestEdge.get_output_shape(
-                    height, width, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
-                )
-                factors[image["id"]] = np.array([new[1] / width, new[0] / height])
+        images = self.content["images"]
+        factors = np.ones((len(images), 2))
+        if cfg is not None:
+            factors = scale_factors(cfg, [(i["height"], i["width"]) for i in images], is_train=is_train)
+        by_id = {image["id"]: factor for image, factor in zip(images, factors, strict=True)}
         objects = [a for a in self.content["annotations"] if not a["iscrowd"]]
-        sizes = [np.array(a["bbox"][2:], dtype=np.float64) * factors[a["image_id"]] for a in objects]
+        sizes = [np.array(a["bbox"][2:], dtype=np.float64) * by_id[a["image_id"]] for a in objects]
         return np.array(sizes, dtype=np.float64).reshape(-1, 2)
 
     def samples(self, count: int) -> list[dict[str, Any]]:
@@ -119,31 +116,6 @@ class Checked:
             "ignored": [bool(a["iscrowd"]) for a in mine],
             "name": image["file_name"],
         }
-
-
-def anchors(cfg: CfgNode) -> NDArray[np.float64]:
-    """Width and height of each anchor of a config, in pixels of the network's input, shape (N, 2)."""
-    generator = cfg.MODEL.ANCHOR_GENERATOR
-    sizes, ratios = generator.SIZES, generator.ASPECT_RATIOS
-    levels = max(len(sizes), len(ratios))
-    shapes = {
-        (size / ratio**0.5, size * ratio**0.5)
-        for of_level, by in zip(_spread(sizes, levels), _spread(ratios, levels), strict=True)
-        for size, ratio in itertools.product(of_level, by)
-    }
-    return np.array(sorted(shapes), dtype=np.float64).reshape(-1, 2)
-
-
-def best_overlap(boxes: NDArray[np.float64], shapes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Intersection over union of each box with the best anchor, both centred at one point, shape (N,).
-
-    Args:
-        boxes: width and height, shape (N, 2).
-        shapes: those of the anchors, shape (M, 2).
-    """
-    shared = np.minimum(boxes[:, None], shapes[None]).prod(axis=2)
-    union = boxes.prod(axis=1)[:, None] + shapes.prod(axis=1)[None] - shared
-    return np.asarray((shared / union).max(axis=1))
 
 
 def check(source: Source, *, progress: Callable[[int], object] = lambda done: None) -> Checked:
@@ -187,6 +159,28 @@ def overlaps(checked: Sequence[Checked], train: Sequence[str], test: Sequence[st
         if where:
             problems.append(Problem(f"pictures in {one}, for training, and in {other}, for test", tuple(where), "kept"))
     return problems
+
+
+def class_problems(checked: Sequence[Checked], known: int) -> list[Problem]:
+    """Data sets with other classes than the first, or than the network has.
+
+    Args:
+        checked: those for training first.
+        known: how many classes the network has.
+    """
+    classes = []
+    for one in checked:
+        categories = sorted(one.content["categories"], key=lambda category: category["id"])
+        names = tuple(category["name"] for category in categories)
+        classes.append(Classes(one.source.name, names, one.source.annotations.is_dir()))
+    apart = tuple(wrong for other in classes[1:] if (wrong := difference(classes[0], other)))
+    if apart:
+        return [Problem("data sets with other classes than the first", apart)]
+    if classes and len(classes[0].names) != known:
+        names = classes[0].names
+        text = f"{len(names)} ({listed(names)}), and the network has {known}; set its NUM_CLASSES to {len(names)}."
+        return [Problem("numbers of classes that are not those of the network", (text,))]
+    return []
 
 
 def unused(checked: Sequence[Checked]) -> list[Problem]:
@@ -312,7 +306,3 @@ def _notes(content: Content, files: dict[int, File]) -> list[Problem]:
     used = {a["category_id"] for a in content["annotations"] if not a["iscrowd"]}
     empty = tuple(c["name"] for c in content["categories"] if c["id"] not in used)
     return notes + ([Problem("classes without an object", empty, "kept")] if empty else [])
-
-
-def _spread(levels: Any, count: int) -> list[Any]:
-    return list(levels) * count if len(levels) == 1 else list(levels)

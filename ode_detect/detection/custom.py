@@ -19,6 +19,7 @@ from ode_detect.media.text import is_ascii
 from ode_detect.ode.names import UnknownNameError, check_name
 
 from .annotations import Content, read_coco, repair, to_records
+from .classes import Classes
 from .errors import refuse
 from .voc import read_voc, write_voc
 
@@ -106,6 +107,14 @@ def source_of(name: str) -> Source:
         f"a data set is checked if it is COCO JSON or VOC XML; {name} is {metadata.get('evaluator_type', 'neither')}. "
         "Convert its annotations to COCO JSON."
     )
+
+
+def class_names(name: str) -> Classes | None:
+    """The classes of a registered data set; None where they are not known before it is read."""
+    metadata = MetadataCatalog.get(name)
+    names, source = metadata.get("thing_classes"), metadata.get("source")
+    xml = source is not None and source.annotations.is_dir()
+    return None if names is None else Classes(name, tuple(names), xml)
 
 
 def register(entry: Any) -> None:

@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
 from detectron2.data.build import get_detection_dataset_dicts
 from detectron2.structures import BoxMode
+from numpy.typing import NDArray
 
 from ode_detect.media.errors import DatasetError, Problem, describe
 from ode_detect.media.places import datasets_root
@@ -21,12 +22,17 @@ from ode_detect.ode.names import UnknownNameError, check_name
 
 from . import custom
 from .annotations import box_faults, box_problems
+from .classes import difference, listed
+from .custom import class_names
 from .mapper import Mapper
 from .model import head_name
+from .sizes import anchor_problems, seen_boxes, size_problems
 
 logger = logging.getLogger("ode_detect.detection")
 # Data sets whose repairs were told since `register_datasets`, which every run begins with.
 _TOLD: set[str] = set()
+# Boxes of test sets as the network sees them, of those that `check_test_data` has read since.
+_TESTED: dict[str, NDArray[np.float64]] = {}
 
 
 def register_datasets(cfg: CfgNode) -> None:
@@ -36,6 +42,7 @@ def register_datasets(cfg: CfgNode) -> None:
         DatasetError: an entry of CUSTOM lacks a key, or takes the name of another data set.
     """
     _TOLD.clear()
+    _TESTED.clear()
     trees = datasets_root() / "trees"
     for part in ("train", "test"):
         file = trees / "annotations" / f"{part}.json"
@@ -80,9 +87,10 @@ def train_data(cfg: CfgNode) -> tuple[list[dict[str, Any]], Mapper]:
     """
     names = list(cfg.DATASETS.TRAIN)
     dicts = read_dataset(names, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
-    _check_classes(cfg, names)
     _check_same_classes([*names, *cfg.DATASETS.TEST])
+    _check_classes(cfg, names)
     _check_masks(cfg, names, dicts)
+    _warn_of_sizes(cfg, names, dicts)
     return dicts, Mapper(cfg, is_train=True)
 
 
@@ -104,6 +112,7 @@ def check_test_data(cfg: CfgNode) -> None:
         dicts = read_dataset([name], tell=False) if dicts is None else dicts
         _check_classes(cfg, [name])
         _check_masks(cfg, [name], dicts)
+        _TESTED[name] = seen_boxes(cfg, dicts, is_train=False)
     _check_same_classes(cfg.DATASETS.TEST)
 
 
@@ -131,6 +140,14 @@ def read_dataset(names: Sequence[str], *, filter_empty: bool = False, tell: bool
             logger.warning("annotations of %s, all %d pictures kept:\n%s", name, len(read), describe(problems))
         dicts += _without_empty(name, read) if filter_empty else read
     return dicts
+
+
+def _warn_of_sizes(cfg: CfgNode, names: Sequence[str], dicts: Sequence[dict[str, Any]]) -> None:
+    """Say what lets a training come to little and is no error: other sizes in the test, anchors that fit nothing."""
+    what, boxes = ", ".join(names), seen_boxes(cfg, dicts, is_train=True)
+    tests = [(name, _TESTED[name]) for name in cfg.DATASETS.TEST if name in _TESTED]
+    for problem in [*anchor_problems(cfg, what, boxes, "training"), *size_problems(cfg, (what, boxes), tests)]:
+        logger.warning("%s", " ".join(problem.where))
 
 
 @contextlib.contextmanager
@@ -188,24 +205,35 @@ def _check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
     head = head_name(cfg)
     known = cfg.MODEL[head].NUM_CLASSES
     for name in names:
-        count = len(MetadataCatalog.get(name).get("thing_classes", []))
-        if count != known:
-            raise DatasetError(
-                f"{name} has {count} classes and the network {known}; set MODEL.{head}.NUM_CLASSES {count}."
-            )
+        found = class_names(name)
+        classes = found.names if found else ()
+        if len(classes) == known:
+            continue
+        # That one of them lacks a class is likelier than that the network has one too many.
+        _check_same_classes([*_readable(cfg.DATASETS.TRAIN), name])
+        raise DatasetError(
+            f"{name} has {len(classes)} classes ({listed(classes)}) and the network {known}; set "
+            f"MODEL.{head}.NUM_CLASSES {len(classes)} to train on these. A test set without an object of some class of "
+            "the network names it all the same: VOC XML in CLASSES of DATASETS.CUSTOM, COCO JSON in its categories."
+        )
+
+
+def _readable(names: Sequence[str]) -> list[str]:
+    """Those that can be read here: what is trained on need not be there to be tested, nor in order."""
+    found = []
+    for name in names:
+        with contextlib.suppress(DatasetError):
+            if class_names(name) is None:
+                read_dataset([name], tell=False)
+            found.append(name)
+    return found
 
 
 def _check_same_classes(names: Sequence[str]) -> None:
-    classes = {name: MetadataCatalog.get(name).get("thing_classes") for name in names}
-    known = {name: list(value) for name, value in classes.items() if value is not None}
-    for name, value in known.items():
-        first = next(iter(known))
-        if value != known[first]:
-            raise DatasetError(
-                "training and test data have the same classes in the same order; "
-                f"{first} has {', '.join(known[first])}, and {name} has {', '.join(value)}. Give both the same "
-                "categories (VOC XML: the same CLASSES in DATASETS.CUSTOM)."
-            )
+    classes = [found for name in names if (found := class_names(name))]
+    for other in classes[1:]:
+        if wrong := difference(classes[0], other):
+            raise DatasetError(wrong)
 
 
 def _check_masks(cfg: CfgNode, names: Sequence[str], dicts: Sequence[dict[str, Any]]) -> None:

@@ -150,7 +150,9 @@ def add_ode_config(cfg: CfgNode) -> None:
     # Leave pictures without an object out of training. Detectron2's default is True; here they are kept as negatives.
     cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
 
-    # Random scale of a training picture: [smallest, largest] factor, drawn uniformly in the logarithm. [] draws none.
+    # Random scale of a training picture: [smallest, largest] factor, drawn uniformly in the logarithm, of the size that
+    # MIN_SIZE_TRAIN gives it (0: of its own size); CROP comes after it. [] draws none, and then CROP comes before
+    # MIN_SIZE_TRAIN, as in Detectron2.
     cfg.INPUT.SCALE_JITTER = []
     # Turn a training picture by 0, 90, 180 or 270 degrees and mirror it: for pictures without an up, like maps.
     cfg.INPUT.ANY_ORIENTATION = False

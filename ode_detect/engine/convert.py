@@ -23,8 +23,9 @@ from ode_detect.ode.convert import replace_runs
 from ode_detect.ode.names import check_name
 from ode_detect.report.files import whole
 
-from .checkpoint import Checkpointer, CheckpointError, explained, unpickle_weights
+from .checkpoint import Checkpointer
 from .trainer import build_network
+from .weights import CheckpointError, explained, load_weights_only, unpickle_weights
 
 _TORCH_FILES = (".pth", ".pt", ".th", ".tar", ".bin", ".ckpt")
 _CONTAINERS = ("state_dict", "model", "model_state_dict", "net")
@@ -230,7 +231,7 @@ def _read(path: Path) -> Any:
             return unpickle_weights(str(path))
         if safetensors is not None:
             return safetensors.load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_weights_only(str(path))
 
 
 def _library(module: str, package: str) -> Any:
@@ -290,7 +291,10 @@ def _fill(model: nn.Module, weights: Mapping[str, Tensor], misfit: str) -> None:
 
 def _load_ode(path: str | Path) -> tuple[nn.Module, list[str]]:
     content = _read(Path(path))
-    if not isinstance(content, Mapping) or not {"model", "architecture", "classes", "names"} <= set(content):
+    kinds = {"model": Mapping, "architecture": str, "classes": int | None, "names": list}
+    if not isinstance(content, Mapping) or not all(
+        key in content and isinstance(content[key], kind) for key, kind in kinds.items()
+    ):
         raise CheckpointError(
             f"{path} is not an ODE checkpoint of tools/convert.py --model, which says what network it is of. "
             "The checkpoint of a config needs --config-file."

@@ -30,12 +30,12 @@ from ode_detect.ode.dial import flows_of
 from ode_detect.report.files import whole
 from ode_detect.report.predictions import FILE, PARTIAL, Predictions
 
-from .checkpoint import explained, unpickle_weights
 from .config import ConfigError
 from .provenance import provenance
 from .run import Run, fill
 from .task import Example, Predictor
 from .trainer import build_network
+from .weights import read_categories
 
 T = TypeVar("T")
 DRAWN, FRAMES = "drawn", "frames"
@@ -364,14 +364,8 @@ def _write_picture(path: Path, image: NDArray[np.uint8]) -> None:
 
 def _categories(run: Run, weights: str) -> list[dict[str, Any]]:
     """From the checkpoint if it has them, else from the data sets of the config; [] if both are silent."""
-    found: Any = []
-    if "://" not in weights and Path(weights).is_file():
-        with explained(weights):
-            if weights.endswith(".pkl"):
-                found = unpickle_weights(weights).get("categories", [])
-            else:
-                found = torch.load(weights, map_location="cpu", mmap=True, weights_only=True).get("categories", [])
-    return list(found) or list(run.task.categories(run.cfg))
+    known = read_categories(weights) if "://" not in weights and Path(weights).is_file() else []
+    return known or list(run.task.categories(run.cfg))
 
 
 def _use_a_device(cfg: CfgNode) -> None:

@@ -27,8 +27,9 @@ from ode_detect.ode.record import MultiplyAdds
 from ode_detect.report.plots import plot_losses, plot_metric, read_metrics
 from ode_detect.report.results import Results, Row
 
-from .checkpoint import Checkpointer, CheckpointError
+from .checkpoint import Checkpointer
 from .config import ConfigError, flat, load_config
+from .optimizer import check_warmup
 from .processes import from_main
 from .provenance import provenance
 from .scaling import linear_rule, scaled_to_processes
@@ -36,6 +37,7 @@ from .stream import seed_everything
 from .task import Task
 from .tasks import get_task
 from .trainer import Trainer, build_network
+from .weights import CheckpointError
 
 logger = logging.getLogger("ode_detect.engine")
 
@@ -103,6 +105,7 @@ def open_run(
     if not evaluating:
         _check_frozen(cfg)
     warnings = _check_norm(cfg, comm.get_world_size())
+    warnings += [] if evaluating else check_warmup(cfg)
     _settle_seed(cfg, resume or evaluating)
     changes = _changes(cfg, folder / "config.yaml") if resume else []
     cfg.freeze()

@@ -28,6 +28,10 @@ def _nothing_more(cfg: CfgNode, model: nn.Module) -> None:
     """Most models are finished when they are trained."""
 
 
+def _nothing_to_check(cfg: CfgNode) -> None:
+    """Most configs are checked where a network is built."""
+
+
 def _nothing_to_forget(model: nn.Module) -> bool:
     """Most models know nothing but their weights."""
     return False
@@ -89,6 +93,7 @@ class Task:
             gradients.
         forget: takes away what `finish` found, since the weights or solvers are no longer those that it looked at;
             whether there was anything.
+        check_config: raises ConfigError for what Detectron2 would meet with an assertion.
     """
 
     name: str
@@ -115,6 +120,7 @@ class Task:
     predictor: Callable[[CfgNode, Sequence[dict[str, Any]]], Predictor]
     finish: Callable[[CfgNode, nn.Module], None] = _nothing_more
     forget: Callable[[nn.Module], bool] = _nothing_to_forget
+    check_config: Callable[[CfgNode], None] = _nothing_to_check
 
     @property
     def score(self) -> str:

@@ -30,7 +30,7 @@ from ode_detect.ode import ODEBlock, SolveRecord, record_solves
 from ode_detect.ode.dial import set_solvers
 
 from .averaging import HandedOut
-from .checkpoint import Checkpointer, CheckpointError
+from .checkpoint import Checkpointer
 from .config import ConfigError, flow_settings, tolerances
 from .optimizer import build_optimizer, build_scheduler
 from .processes import agreed, average_gradients, averaged, broadcast_state, data_parallel, from_main
@@ -38,6 +38,8 @@ from .sampling import drawn_by_picture, seed_iteration, shared_generator
 from .second_pass import make_second_pass
 from .stream import build_stream
 from .task import Task
+from .watch import WatchBoxes
+from .weights import CheckpointError
 
 
 class Interrupted(KeyboardInterrupt):
@@ -189,6 +191,7 @@ class Trainer(SimpleTrainer):
             hooks.IterationTimer(),
             hooks.LRScheduler(),
             RecordSolves(model),
+            WatchBoxes(),
             handed_out,
             hooks.EvalHook(period, evaluate_kept),
         ]

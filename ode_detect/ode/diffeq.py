@@ -17,6 +17,7 @@ from torchdiffeq._impl.solvers import FixedGridODESolver
 
 from .errors import NonFiniteStateError, SolveError, StepUnderflowError, TooManyEvaluationsError
 from .pieces import segments_of
+from .recompute import Unchanged, check_differentiated_once
 from .record import Tally
 from .solvers import TABLEAUS, Adaptive, FixedStep, Solver, Tableau, advance, grid_point, runge_kutta_step
 
@@ -85,7 +86,8 @@ def solve(
         watched.reached(states, times)
         state = states[-1]
     if adjoint is not None and state.requires_grad:
-        state.register_hook(watched.restart)
+        unchanged = Unchanged(field)
+        state.register_hook(lambda grad: watched.restart(unchanged))
     return state.to(h.dtype)
 
 
@@ -217,8 +219,10 @@ class _Watched:
         self._slope = slope.detach()
         return slope
 
-    def restart(self, grad: Tensor) -> None:
-        """A backward pass begins; a graph that is kept may have seen one already."""
+    def restart(self, unchanged: Unchanged) -> None:
+        """A backward pass of the adjoint begins; a graph that is kept may have seen one already."""
+        check_differentiated_once()
+        unchanged.check()
         self._spent["backward"] = 0
 
     def reached(self, states: Tensor, times: Tensor) -> None:

@@ -2,6 +2,7 @@ import json
 import logging
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -99,6 +100,69 @@ def test_another_number_of_classes_than_the_network_has_is_refused(cfg: CfgNode,
     other.MODEL.META_ARCHITECTURE = "RetinaNet"
     with pytest.raises(DatasetError, match=r"the network 80; set MODEL\.RETINANET\.NUM_CLASSES 1"):
         train_data(other)
+
+
+def voc_parts(folder: Path, **labels: Sequence[str]) -> list[dict[str, str]]:
+    """Entries of VOC XML data sets, a picture for each label."""
+    entries = []
+    for part, names in labels.items():
+        for kind in ("images", "xml"):
+            (folder / part / kind).mkdir(parents=True)
+        for label in names:
+            cv2.imwrite(str(folder / part / "images" / f"{label}.png"), np.zeros((80, 96, 3), np.uint8))
+            box = "<xmin>10</xmin><ymin>10</ymin><xmax>40</xmax><ymax>40</ymax>"
+            (folder / part / "xml" / f"{label}.xml").write_text(
+                "<annotation><size><width>96</width><height>80</height></size>"
+                f"<object><name>{label}</name><bndbox>{box}</bndbox></object></annotation>"
+            )
+        where = {"IMAGES": str(folder / part / "images"), "ANNOTATIONS": str(folder / part / "xml")}
+        entries.append({"NAME": f"{part} {folder}", **where})
+    return entries
+
+
+@pytest.mark.parametrize("trained_on", [True, False])
+def test_a_class_that_is_absent_from_the_test_set_is_named_in_both_entries(
+    cfg: CfgNode, tmp_path: Path, trained_on: bool
+) -> None:
+    train, test = voc_parts(tmp_path, train=["ant", "bee", "cat"], test=["ant", "cat"])
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
+    cfg.DATASETS.CUSTOM = [train, test] if trained_on else [test]
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (train["NAME"],) if trained_on else (), (test["NAME"],)
+    register_datasets(cfg)
+    with pytest.raises(DatasetError) as caught:
+        check_test_data(cfg)
+    message = str(caught.value)
+    if trained_on:
+        assert f"{test['NAME']} lacks bee" in message
+        assert f"CLASSES: [ant, bee, cat] in DATASETS.CUSTOM for {train['NAME']} and {test['NAME']}" in message
+        assert "NUM_CLASSES 2" not in message
+    else:
+        assert "has 2 classes (ant, cat) and the network 3" in message
+        assert "names it all the same: VOC XML in CLASSES" in message
+    entries = [{**each, "NAME": f"{each['NAME']} named", "CLASSES": ["ant", "bee", "cat"]} for each in (train, test)]
+    cfg.DATASETS.CUSTOM = entries
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (entries[0]["NAME"],), (entries[1]["NAME"],)
+    register_datasets(cfg)
+    check_test_data(cfg)
+    assert len(train_data(cfg)[0]) == 3
+
+
+def test_training_says_that_objects_have_another_size_in_the_test_and_that_no_anchor_fits(
+    cfg: CfgNode, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg.DATASETS.TEST, cfg.INPUT.MIN_SIZE_TEST = cfg.DATASETS.TRAIN, 48
+    with caplog.at_level(logging.WARNING, "ode_detect.detection"):
+        check_test_data(cfg)
+        train_data(cfg)
+        assert told(caplog) == []
+        cfg.INPUT.MIN_SIZE_TEST = 207
+        cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[200], [300]]
+        check_test_data(cfg)
+        train_data(cfg)
+    fits, size = told(caplog)
+    assert fits.startswith("0.0 % of the objects of squares have an anchor")
+    assert "the median object of squares has" in size
+    assert "INPUT.MIN_SIZE_TEST to about" in size
 
 
 def entry(name: str, folder: Path, file: Path) -> dict[str, str]:

@@ -62,8 +62,9 @@ def test_a_config_is_checked_and_repaired_and_the_repaired_copy_is_in_order(
         (tmp_path / f"{part}.json").write_text(json.dumps({**content, "images": images, "annotations": kept}))
         names = {"NAME": f"{part}_{tmp_path.name}", "IMAGES": str(tmp_path / "images")}
         custom.append({**names, "ANNOTATIONS": str(tmp_path / f"{part}.json")})
+    begin = f"_BASE_: {QUICKSTART}\nINPUT: {{MIN_SIZE_TEST: 48}}\n"  # 0.6 of the pictures' 80 pixels
     (tmp_path / "c.yaml").write_text(
-        f"_BASE_: {QUICKSTART}\n"
+        begin
         + yaml.safe_dump({"DATASETS": {"CUSTOM": custom, "TRAIN": [custom[0]["NAME"]], "TEST": [custom[1]["NAME"]]}})
     )
     flags = ["--config-file", str(tmp_path / "c.yaml"), "--output", str(tmp_path / "out")]
@@ -75,8 +76,39 @@ def test_a_config_is_checked_and_repaired_and_the_repaired_copy_is_in_order(
     assert "wrong: 1 pictures in train" in printed
     assert "have an anchor of about their shape" in printed
     assert "left out: 4.png" in (tmp_path / "fixed" / "changes.txt").read_text()
-    (tmp_path / "f.yaml").write_text(f"_BASE_: {QUICKSTART}\n" + (tmp_path / "fixed" / "custom.yaml").read_text())
+    (tmp_path / "f.yaml").write_text(begin + (tmp_path / "fixed" / "custom.yaml").read_text())
     assert run_tool(tool.main, ["--config-file", str(tmp_path / "f.yaml"), "--output", str(tmp_path / "again")]) == 0
+
+
+def test_what_the_network_would_see_is_wrong_where_training_and_test_do_not_fit(
+    tool: ModuleType, squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads((squares / "train.json").read_text())
+    parts, names = ("square", "circle"), [f"{part} {tmp_path.name}" for part in ("train", "test")]
+    for part, name in zip(parts, names, strict=True):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**content, "categories": [{"id": 1, "name": part}]}))
+    where = [{"NAME": n, "IMAGES": str(squares / "images"), "ANNOTATIONS": str(tmp_path / f"{n}.json")} for n in names]
+    (tmp_path / "c.yaml").write_text(
+        f"_BASE_: {QUICKSTART}\n"
+        + yaml.safe_dump({"DATASETS": {"CUSTOM": where, "TRAIN": [names[0]], "TEST": [names[1]]}})
+    )
+    flags = ["--config-file", str(tmp_path / "c.yaml"), "--output", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as stop:
+        tool.main([*flags, "MODEL.ANCHOR_GENERATOR.SIZES", "[[100], [200]]"])
+    assert stop.value.code == 1
+    printed = capsys.readouterr().out
+    assert "in pixels of the network's input in training" in printed
+    assert "in pixels of the network's input in the test" in printed
+    assert "wrong: 1 data sets with other classes than the first: " in printed
+    assert "they have none in common; if they mean the same, correct the names first" in printed
+    assert f"0.0 % of the objects of {names[0]} have an anchor" in printed
+    assert "so objects are 4.3 times as large in the test. Set INPUT.MIN_SIZE_TEST to about 48 (it is 207)" in printed
+    report = json.loads((tmp_path / "out" / "check.json").read_text())
+    assert [list(one["seen in"]) for one in report["datasets"]] == [["training"], ["the test"]]
+    sizes = [next(iter(one["seen in"].values()))["median size"] for one in report["datasets"]]
+    assert sizes[1] / sizes[0] == pytest.approx(4.3, rel=0.05)
+    assert run_tool(tool.main, [*flags, "MODEL.ANCHOR_GENERATOR.SIZES", "[[12, 17], [29]]"]) == 2
+    assert "there are 2 on p2, 1 on p3" in capsys.readouterr().err
 
 
 def test_annotations_that_cannot_be_used_at_all_are_wrong(

@@ -11,11 +11,13 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
-import ode_detect.detection.model  # noqa: F401  registers the heads
 from ode_detect.detection import data, evaluation, pictures
 from ode_detect.detection import predict as detection_predict
 from ode_detect.detection.matching import Matches
+from ode_detect.detection.model import head_name
 from ode_detect.detection.optimize import optimize_detector
+from ode_detect.detection.sizes import anchors
+from ode_detect.engine.config import ConfigError
 from ode_detect.engine.task import Predictor, Task
 from ode_detect.report.curves import plot_scores, summary_curves
 from ode_detect.report.detections import draw_detections
@@ -83,6 +85,16 @@ def _detection_predictor(cfg: CfgNode, categories: Sequence[dict[str, Any]]) -> 
     )
 
 
+def _check_anchors(cfg: CfgNode) -> None:
+    proposals = cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RPN" or head_name(cfg) == "RETINANET"
+    if not proposals or cfg.MODEL.ANCHOR_GENERATOR.NAME != "DefaultAnchorGenerator":
+        return
+    try:
+        anchors(cfg)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
 DETECTION = Task(
     name="detection",
     metric="bbox/AP50",
@@ -106,4 +118,5 @@ DETECTION = Task(
     optimize=optimize_detector,
     categories=detection_predict.categories,
     predictor=_detection_predictor,
+    check_config=_check_anchors,
 )
