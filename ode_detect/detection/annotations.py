@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os.path
 from collections import Counter, defaultdict
@@ -16,6 +15,8 @@ from detectron2.structures import BoxMode
 
 from ode_detect.media.errors import DatasetError, Problem
 from ode_detect.media.images import read_size
+from ode_detect.media.names import one_line, other_spellings, same_name
+from ode_detect.media.text import read_json
 
 from .boxes import are_corners, box_faults, box_problems, corner_problem, form_problems
 from .formats import other_json
@@ -34,10 +35,7 @@ def read_coco(file: Path) -> Content:
     Raises:
         DatasetError: it cannot be read, or holds no list of images, annotations or categories, or no image.
     """
-    try:
-        content = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{file} is not COCO JSON ({error}); datasets/README.md shows the form.") from error
+    content = read_json(file)
     lists = ("images", "annotations", "categories")
     lacking = [key for key in lists if not isinstance(content, dict) or not isinstance(content.get(key), list)]
     wrong = [key for key in lists if key not in lacking and not all(isinstance(entry, dict) for entry in content[key])]
@@ -64,13 +62,14 @@ def repair(content: Content, images: Path) -> tuple[Content, list[Problem]]:
     content, problems = read_numbers(content)
     content, found = fill_boxes(content)
     problems += found
-    problems += _category_problems(content["categories"])
+    categories, found = _repair_categories(content["categories"])
+    problems += found
     pictures, found = _repair_images(content["images"], images)
     problems += found
     if any(not p.done for p in problems):
         return content, problems
-    annotations, found = _repair_annotations(content["annotations"], pictures, content["categories"])
-    repaired = {**content, "images": pictures, "annotations": annotations}
+    annotations, found = _repair_annotations(content["annotations"], pictures, categories)
+    repaired = {**content, "images": pictures, "annotations": annotations, "categories": categories}
     problems += found
     if any(not p.done for p in found):
         return repaired, problems
@@ -158,6 +157,7 @@ def usable(raw: Content, problems: Sequence[Problem], images: Path) -> Content:
     for category in raw["categories"]:
         number, name = category.get("id"), category.get("name")
         if type(number) is int and isinstance(name, str) and number not in same:
+            name = one_line(name)
             if name not in first:
                 first[name] = number
                 categories.append(category)
@@ -233,17 +233,23 @@ def to_records(content: Content, images: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _category_problems(categories: list[dict[str, Any]]) -> list[Problem]:
-    problems = []
+def _repair_categories(categories: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Problem]]:
+    """Bring names into one line."""
     bad = tuple(str(c) for c in categories if not _is_id(c.get("id")) or not isinstance(c.get("name"), str))
     if bad or not categories:
-        problems.append(Problem("categories without a whole number as id, or without a name", bad or ("none at all",)))
-    for key in () if bad else ("id", "name"):
-        counts = Counter(c[key] for c in categories)
+        rule = "categories without a whole number as id, or without a name"
+        return categories, [Problem(rule, bad or ("none at all",))]
+    repaired = [{**c, "name": one_line(c["name"])} for c in categories]
+    broken = tuple(
+        repr(c["name"]) for c, new in zip(categories, repaired, strict=True) if same_name(c["name"]) != new["name"]
+    )
+    problems = [Problem("names of categories that are no line of text", broken, "read as one")] if broken else []
+    for key in ("id", "name"):
+        counts = Counter(c[key] for c in repaired)
         twice = tuple(f"{key} {value!r}" for value, count in counts.items() if count > 1)
         if twice:
             problems.append(Problem(f"categories that share their {key}", twice))
-    return problems
+    return repaired, problems
 
 
 def _repair_images(images: list[dict[str, Any]], folder: Path) -> tuple[list[dict[str, Any]], list[Problem]]:
@@ -261,6 +267,14 @@ def _repair_images(images: list[dict[str, Any]], folder: Path) -> tuple[list[dic
         repeated = tuple(f"{unique[i]['file_name']} (id {i})" for i, count in counts.items() if count > 1)
         problems.append(Problem("images listed more than once", repeated, "read once"))
     unique = dict(reversed(unique.items()))
+    spelt = other_spellings(folder, (image["file_name"] for image in unique.values()))
+    if spelt:
+        where = tuple(f"{name!a} is {file!a}" for name, file in spelt.items())
+        rule = "names of pictures that are spelt in another way than the files (letters with accents, backslashes)"
+        problems.append(Problem(rule, where, "read as the file that is there"))
+        unique = {
+            i: {**image, "file_name": spelt.get(image["file_name"], image["file_name"])} for i, image in unique.items()
+        }
     sizeless = [image for image in unique.values() if not _has_size(image)]
     unreadable = []
     for image in sizeless:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from ode_detect.media.errors import DatasetError, Problem
 from ode_detect.media.images import opened, orientation, read_image
+from ode_detect.media.names import is_file
 
 from .annotations import Content, nothing_counts, repair, same_pictures, spread, spread_problem, usable
 from .classes import Classes, difference, listed
@@ -190,7 +191,8 @@ def unused(checked: Sequence[Checked]) -> list[Problem]:
         named[one.source.images].update(Path(path) for _, path, _ in _pictures(one))
     notes = []
     for folder, files in named.items():
-        rest = sorted(f.name for f in folder.iterdir() if f.suffix.lower() in suffixes and f not in files)
+        beside = [file for file in folder.iterdir() if file.suffix.lower() in suffixes and file not in files]
+        rest = sorted(file.name for file in beside if not file.name.startswith("."))
         if rest:
             notes.append(Problem(f"pictures in {folder} that no checked data set names", tuple(rest), "not used"))
     return notes
@@ -214,11 +216,10 @@ def _look_at(images: Sequence[dict[str, Any]], folder: Path, progress: Callable[
 
 def look_at(path: Path) -> File:
     """Decode a picture and say what it is."""
-    # Path.exists raises where a name is too long.
-    if not os.path.exists(path):  # noqa: PTH110
-        return File(error=f"{path} is not there")
-    if not path.is_file():
-        return File(error=f"{path} is a folder, a pipe or a device, not a file")
+    if not is_file(path):
+        # Path.exists raises where a name is too long.
+        kind = "a folder, a pipe or a device, not a file" if os.path.exists(path) else "not there"  # noqa: PTH110
+        return File(error=f"{path} is {kind}")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     try:
         height, width = read_image(path, "RGB").shape[:2]

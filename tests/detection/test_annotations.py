@@ -370,3 +370,41 @@ def test_a_box_that_is_missing_is_that_of_the_mask() -> None:
     lost = content(annotations=[*objects, annotation(3, bbox=[], segmentation=[[1, 2]]), annotation(4, image_id=9)])
     read, problems = repair(lost, NOWHERE)
     assert [a["id"] for a in usable(read, problems, NOWHERE)["annotations"]] == [1, 2]
+def test_names_of_classes_become_one_line() -> None:
+    categories = [{"id": 3, "name": "white\n blood cell"}, {"id": 7, "name": "cafe\u0301"}]
+    after, (problem,) = repair(content(categories=categories), NOWHERE)
+    assert [c["name"] for c in after["categories"]] == ["white  blood cell", "caf\xe9"]
+    assert str(problem) == r"1 names of categories that are no line of text, read as one: 'white\n blood cell'"
+    categories[1]["name"] = "white\t blood cell"
+    _, problems = repair(content(categories=categories), NOWHERE)
+    assert [p.done for p in problems] == ["read as one", ""], "two of one name are refused"
+    merged = usable(content(categories=categories), problems, NOWHERE)
+    assert [a["category_id"] for a in merged["annotations"]] == [3, 3]
+
+
+def test_pictures_are_found_under_the_other_spelling_of_their_name(tmp_path: Path) -> None:
+    there = "cafe\u0301.png"
+    (tmp_path / "a").mkdir()
+    for file in (there, "a/2.png"):
+        Image.new("RGB", (100, 80)).save(tmp_path / file)
+    before = content()
+    before["images"] = [{"id": 1, "file_name": "caf\xe9.png"}, {"id": 2, "file_name": "a\\2.png"}]
+    after, problems = repair(before, tmp_path)
+    assert [image["file_name"] for image in after["images"]] == [there, "a/2.png"]
+    assert [p.done for p in problems] == ["read as the file that is there", "taken from the picture"]
+    assert problems[0].where == (r"'caf\xe9.png' is 'cafe\u0301.png'", r"'a\\2.png' is 'a/2.png'")
+
+
+@pytest.mark.parametrize("digits", [20, 400, 5000])
+@pytest.mark.parametrize("key", ["bbox", "area", "width", "id", "image_id", "category_id", "iscrowd", "segmentation"])
+def test_numbers_of_any_length_are_told_not_crashed_on(tmp_path: Path, key: str, digits: int) -> None:
+    Image.new("RGB", (100, 80)).save(tmp_path / "1.png")
+    before = content(annotations=[annotation(1)])
+    before["images"] = before["images"][:1]
+    place = before["images"][0] if key == "width" else before["annotations"][0]
+    place[key] = {"bbox": [1, 2, "N", 4], "segmentation": [[1, 2, "N", 4, 5, 6]]}.get(key, "N")
+    (tmp_path / "x.json").write_text(json.dumps(before).replace('"N"', "7" * digits))
+    after, problems = repair(read_coco(tmp_path / "x.json"), tmp_path)
+    if all(problem.done for problem in problems):
+        to_records(after, tmp_path)
+    assert problems or key in ("area", "segmentation")

@@ -78,6 +78,7 @@ def test_what_is_wrong_with_pictures_is_found(copy: Path) -> None:
         "pictures with the suffix .png that are JPEG",
         "pictures turned by EXIF",
     }
+    (copy / "images" / "._0.png").write_text("what macOS puts beside a picture")
     (note,) = unused([one])
     assert note.where == ("more.jpg",)
 
