@@ -22,6 +22,8 @@ Content = dict[str, Any]
 # A box may reach over the edge by rounding, in pixels, without a word.
 _ROUNDING = 1.0
 _NUMBERS = frozenset((int, float))
+# The name of a class stands in tables, drawings and messages.
+_LONGEST_NAME = 200
 _NO_IMAGE_ID = "images without a whole number as id, or without file_name"
 _SHARED_IMAGE_ID = "images that share their id with another one"
 
@@ -199,6 +201,10 @@ def _category_problems(categories: list[dict[str, Any]]) -> list[Problem]:
     bad = tuple(str(c) for c in categories if not _is_id(c.get("id")) or not isinstance(c.get("name"), str))
     if bad or not categories:
         problems.append(Problem("categories without a whole number as id, or without a name", bad or ("none at all",)))
+    names = () if bad else tuple(c["name"] for c in categories if len(c["name"]) > _LONGEST_NAME)
+    if names:
+        long = tuple(f"{name[:40]}... ({len(name)} letters)" for name in names)
+        problems.append(Problem(f"categories with a name of more than {_LONGEST_NAME} letters", long))
     for key in () if bad else ("id", "name"):
         counts = Counter(c[key] for c in categories)
         twice = tuple(f"{key} {value!r}" for value, count in counts.items() if count > 1)

@@ -12,7 +12,7 @@ import detectron2.data.datasets  # noqa: F401  registers COCO, LVIS, VOC, Citysc
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
-from detectron2.data.build import get_detection_dataset_dicts
+from detectron2.data.build import filter_images_with_few_keypoints, get_detection_dataset_dicts
 from detectron2.structures import BoxMode
 
 from ode_detect.media.errors import DatasetError, Problem, describe
@@ -83,6 +83,8 @@ def train_data(cfg: CfgNode) -> tuple[list[dict[str, Any]], Mapper]:
     _check_classes(cfg, names)
     _check_same_classes([*names, *cfg.DATASETS.TEST])
     _check_masks(cfg, names, dicts)
+    if cfg.MODEL.KEYPOINT_ON:
+        dicts = filter_images_with_few_keypoints(dicts, cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE)
     return dicts, Mapper(cfg, is_train=True)
 
 
