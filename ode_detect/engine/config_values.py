@@ -287,13 +287,14 @@ def check_values(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None
 
 
 def unread(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
-    """A line for each key that was set and that only other tasks than the config's read."""
-    task = values["TASK"]
+    """A line for each key that was set and that only other tasks, or optimizers, than the config's read."""
+    readers = [(values["TASK"], other, keys) for other, keys in TASK_KEYS.items()]
+    readers.append((values["SOLVER.OPTIMIZER"], "SGD", ("SOLVER.MOMENTUM", "SOLVER.NESTEROV")))
     return [
-        f"{key} is {values[key]!r} and of {other} only; {task} does not read it."
-        for other, keys in TASK_KEYS.items()
+        f"{key} is {values[key]!r} and of {other} only; {this} does not read it."
+        for this, other, keys in readers
         for key in keys
-        if other != task and values[key] != defaults[key]
+        if other != this and values[key] != defaults[key]
     ]
 
 

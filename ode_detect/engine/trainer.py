@@ -434,7 +434,7 @@ def config_errors() -> Iterator[None]:
         yield
     except DatasetError:
         raise
-    except (ValueError, KeyError, AssertionError, RuntimeError) as error:
+    except (ValueError, KeyError, AssertionError, RuntimeError, ImportError) as error:
         detail = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise ConfigError(f"the config cannot be built: {detail}") from error
 

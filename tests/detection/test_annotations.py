@@ -235,3 +235,11 @@ def test_a_large_data_set_is_checked_within_seconds() -> None:
     _, problems = repair(many, NOWHERE)
     assert problems == []
     assert process_time() - start < 2, "860,001 annotations of COCO train2017 are to take seconds"
+
+
+def test_the_name_of_a_class_that_fits_nowhere_is_a_problem_of_the_categories(tmp_path: Path) -> None:
+    content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "x" * 100_000}]}
+    _, problems = repair(content, tmp_path)
+    (problem,) = [p for p in problems if "200 letters" in p.rule]
+    assert not problem.done
+    assert len(str(problem)) < 500
