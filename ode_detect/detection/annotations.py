@@ -146,9 +146,10 @@ def usable(raw: Content, problems: Sequence[Problem], images: Path) -> Content:
     for category in raw["categories"]:
         number, name = category.get("id"), category.get("name")
         if type(number) is int and isinstance(name, str) and number not in same:
+            name = name[:_LONGEST_NAME]
             if name not in first:
                 first[name] = number
-                categories.append(category)
+                categories.append({**category, "name": name})
             same[number] = first[name]
     pictures = [image for image in raw["images"] if _has_size(image) or _file_size(image, images)]
     known = {image["id"] for image in pictures}

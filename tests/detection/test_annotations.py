@@ -243,3 +243,4 @@ def test_the_name_of_a_class_that_fits_nowhere_is_a_problem_of_the_categories(tm
     (problem,) = [p for p in problems if "200 letters" in p.rule]
     assert not problem.done
     assert len(str(problem)) < 500
+    assert usable(content, problems, tmp_path)["categories"] == [{"id": 1, "name": "x" * 200}]
