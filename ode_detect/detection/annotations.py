@@ -24,6 +24,8 @@ from .numbers import NUMBERS, read_numbers
 from .shapes import fill_boxes, repair_shapes
 
 Content = dict[str, Any]
+# The name of a class stands in tables, drawings and messages.
+_LONGEST_NAME = 200
 _NO_IMAGE_ID = "images without a whole number as id, or without file_name"
 _JOINED = "joined under the first id"
 _SHARED_IMAGE_ID = "images that share their id with another one"
@@ -157,10 +159,10 @@ def usable(raw: Content, problems: Sequence[Problem], images: Path) -> Content:
     for category in raw["categories"]:
         number, name = category.get("id"), category.get("name")
         if type(number) is int and isinstance(name, str) and number not in same:
-            name = one_line(name)
+            name = one_line(name)[:_LONGEST_NAME]
             if name not in first:
                 first[name] = number
-                categories.append(category)
+                categories.append({**category, "name": name})
             same[number] = first[name]
     pictures = [image for image in raw["images"] if _has_size(image) or _file_size(image, images)]
     known = {image["id"] for image in pictures}
@@ -241,9 +243,14 @@ def _repair_categories(categories: list[dict[str, Any]]) -> tuple[list[dict[str,
         return categories, [Problem(rule, bad or ("none at all",))]
     repaired = [{**c, "name": one_line(c["name"])} for c in categories]
     broken = tuple(
-        repr(c["name"]) for c, new in zip(categories, repaired, strict=True) if same_name(c["name"]) != new["name"]
+        repr(c["name"])[:_LONGEST_NAME]
+        for c, new in zip(categories, repaired, strict=True)
+        if same_name(c["name"]) != new["name"]
     )
     problems = [Problem("names of categories that are no line of text", broken, "read as one")] if broken else []
+    long = tuple(f"{c['name'][:40]}... ({len(c['name'])} letters)" for c in repaired if len(c["name"]) > _LONGEST_NAME)
+    if long:
+        problems.append(Problem(f"categories with a name of more than {_LONGEST_NAME} letters", long))
     for key in ("id", "name"):
         counts = Counter(c[key] for c in repaired)
         twice = tuple(f"{key} {value!r}" for value, count in counts.items() if count > 1)

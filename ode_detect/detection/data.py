@@ -12,7 +12,7 @@ import detectron2.data.datasets  # noqa: F401  registers COCO, LVIS, VOC, Citysc
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
-from detectron2.data.build import get_detection_dataset_dicts
+from detectron2.data.build import filter_images_with_few_keypoints, get_detection_dataset_dicts
 from detectron2.structures import BoxMode
 from numpy.typing import NDArray
 
@@ -97,6 +97,8 @@ def train_data(cfg: CfgNode) -> tuple[list[dict[str, Any]], Mapper]:
     _check_classes(cfg, names)
     _check_masks(cfg, names, dicts)
     _check_key_points(cfg, names, dicts)
+    if cfg.MODEL.KEYPOINT_ON:
+        dicts = filter_images_with_few_keypoints(dicts, cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE)
     _warn_of_sizes(cfg, names, dicts)
     return dicts, Mapper(cfg, is_train=True)
 

@@ -57,9 +57,8 @@ def match_classes(
     if same and not resuming:
         rows = task.class_rows(model, [theirs.index(name) for name in ours])
         put_in_rows(model, rows)
-        logger.info(
-            "the classes of %s (%s) were put in the order of the data (%s)", path, *map(_listed, (theirs, ours))
-        )
+        listed = _listed(theirs), _listed(ours)
+        logger.info("the classes of %s (%s) were put in the order of the data (%s)", path, *listed)
         return
     said = f"{path} was trained on the classes {_listed(theirs)}, and those of the data are {_listed(ours)}"
     if cfg.MODEL.ALLOW_OTHER_CLASSES and not same:
@@ -67,12 +66,12 @@ def match_classes(
         return
     if resuming:
         raise CheckpointError(
-            f"a training goes on with the classes that it began with, and {said}. Give them the names and the order that "
-            "they had, or begin another training: MODEL.WEIGHTS, and another OUTPUT_DIR."
+            f"a training goes on with the classes that it began with, and {said}. Give them the names and the order "
+            "that they had, or begin another training: MODEL.WEIGHTS, and another OUTPUT_DIR."
         )
     raise CheckpointError(
-        f"each class goes by its own name, and {said}. Give weights of the one, or data of the other. For a training on "
-        "other classes MODEL.ALLOW_OTHER_CLASSES True takes the layers of the old ones, the first for the first."
+        f"each class goes by its own name, and {said}. Give weights of the one, or data of the other. For a training "
+        "on other classes MODEL.ALLOW_OTHER_CLASSES True takes the layers of the old ones, the first for the first."
     )
 
 

@@ -433,6 +433,11 @@ def _check(cfg: CfgNode, folder: Path) -> None:
             "a dial measures the network as it was trained, and MODEL.OPTIMIZE_FOR_INFERENCE asks for an optimised "
             "copy; set it to False here, and to True where the chosen config.yaml is used."
         )
+    if cfg.TEST.AUG.ENABLED:
+        raise ConfigError(
+            "a dial measures one pass of the network, and TEST.AUG.ENABLED asks for one of each copy of a picture; set "
+            "it to False here, and to True where the chosen config.yaml is used."
+        )
 
 
 def _entry(name: str, solver: Solver) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from ode_detect.report.predictions import FILE, PARTIAL, Predictions
 from .config import ConfigError
 from .lock import alone_in
 from .provenance import provenance
-from .run import Run, fill
+from .run import Run, fill, tested
 from .task import Example, Predictor
 from .trainer import build_network
 
@@ -153,6 +153,8 @@ class Network:
         except ValueError as error:
             raise ConfigError(f"{self.weights}: {error} Give the config that the weights were trained with.") from error
         self._optimized = not run.cfg.MODEL.OPTIMIZE_FOR_INFERENCE
+        if self._optimized:
+            self._model = tested(run, self._model)
         if batch > 1 and any(isinstance(flow.solver, Adaptive) for flow in flows_of(self._model).values()):
             _say("an adaptive method chooses its steps for a whole batch: predictions depend on --batch, except for 1.")
 
@@ -195,9 +197,10 @@ class Network:
 
     def _optimize(self, examples: list[Example]) -> None:
         try:
-            self._model, done = self._run.task.optimize(self._model, examples)
+            fast, done = self._run.task.optimize(self._model, examples)
         except ValueError as error:
             raise ConfigError(f"MODEL.OPTIMIZE_FOR_INFERENCE: {error}") from error
+        self._model = tested(self._run, fast)
         _say(f"optimised for inference: {done}")
         self._optimized = True
 

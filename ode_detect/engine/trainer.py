@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.engine import HookBase, SimpleTrainer, hooks
 from detectron2.modeling import build_model
 from detectron2.utils import comm
@@ -380,8 +381,20 @@ def training_stream(cfg: CfgNode, task: Task, *, start: int = 0) -> DataLoader[l
             seed=cfg.SEED,
             start=start,
             group_by_shape=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+            repeats=_repeats(cfg, task, dicts),
             workers=cfg.DATALOADER.NUM_WORKERS,
         )
+
+
+def _repeats(cfg: CfgNode, task: Task, dicts: list[Any]) -> Tensor | None:
+    """How often each picture comes in an epoch, if pictures of rare classes are to come more often."""
+    if cfg.DATALOADER.SAMPLER_TRAIN != "RepeatFactorTrainingSampler":
+        return None
+    classes = [{"annotations": [{"category_id": number} for number in task.classes_in(record)]} for record in dicts]
+    factors: Tensor = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+        classes, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
+    )
+    return factors
 
 
 def build_network(cfg: CfgNode) -> nn.Module:
@@ -425,7 +438,7 @@ def config_errors() -> Iterator[None]:
         yield
     except DatasetError:
         raise
-    except (ValueError, KeyError, AssertionError, RuntimeError) as error:
+    except (ValueError, KeyError, AssertionError, RuntimeError, ImportError) as error:
         detail = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise ConfigError(f"the config cannot be built: {detail}") from error
 

@@ -120,7 +120,7 @@ class Auto:
     memory_budget: int
 
     def __post_init__(self) -> None:
-        check_count("memory_budget", self.memory_budget, "it is a number of bytes, such as 512 * 2**20")
+        check_count("memory_budget", self.memory_budget, "it is a number of bytes, such as 512 * 2**20", most=2**63)
 
 
 @dataclass(frozen=True)

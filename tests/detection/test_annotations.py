@@ -370,6 +370,8 @@ def test_a_box_that_is_missing_is_that_of_the_mask() -> None:
     lost = content(annotations=[*objects, annotation(3, bbox=[], segmentation=[[1, 2]]), annotation(4, image_id=9)])
     read, problems = repair(lost, NOWHERE)
     assert [a["id"] for a in usable(read, problems, NOWHERE)["annotations"]] == [1, 2]
+
+
 def test_names_of_classes_become_one_line() -> None:
     categories = [{"id": 3, "name": "white\n blood cell"}, {"id": 7, "name": "cafe\u0301"}]
     after, (problem,) = repair(content(categories=categories), NOWHERE)
@@ -408,3 +410,12 @@ def test_numbers_of_any_length_are_told_not_crashed_on(tmp_path: Path, key: str,
     if all(problem.done for problem in problems):
         to_records(after, tmp_path)
     assert problems or key in ("area", "segmentation")
+
+
+def test_the_name_of_a_class_that_fits_nowhere_is_a_problem_of_the_categories(tmp_path: Path) -> None:
+    content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "x" * 100_000}]}
+    _, problems = repair(content, tmp_path)
+    (problem,) = [p for p in problems if "200 letters" in p.rule]
+    assert not problem.done
+    assert len(str(problem)) < 500
+    assert usable(content, problems, tmp_path)["categories"] == [{"id": 1, "name": "x" * 200}]

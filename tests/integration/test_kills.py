@@ -125,5 +125,7 @@ def test_a_killed_and_resumed_run_is_the_uninterrupted_one(
         left = sorted(p.name for p in folder.glob("*") if re.search(r"\.pth$|partial|json$", p.name))
         campaign.run(folder, resume=True)
         found[number] = differences(whole, folder)
-        print(f"{task}: killed after {moment:.2f} of {seconds:.2f} s, left {', '.join(left)}: {found[number] or 'equal'}")
+        print(
+            f"{task}: killed after {moment:.2f} of {seconds:.2f} s, left {', '.join(left)}: {found[number] or 'equal'}"
+        )
     assert not any(found.values()), f"{sum(not f for f in found.values())} of {kills} equal: {found}"

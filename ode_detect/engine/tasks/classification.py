@@ -160,6 +160,7 @@ CLASSIFICATION = Task(
     categories=data.categories,
     predictor=_predictor,
     class_rows=_class_rows,
+    classes_in=lambda record: (record["label"],),
     finish=_finish,
     forget=_forget,
 )
