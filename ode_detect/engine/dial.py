@@ -38,12 +38,14 @@ from ode_detect.report.files import read_object, say_unreadable, whole, write_te
 from ode_detect.report.plots import MetricsError
 from ode_detect.report.results import Results, Row
 
+from .classes import data_categories
 from .config import ConfigError, tolerances
 from .lock import hold
 from .provenance import check_marks, marks, provenance
 from .records import holds_run, write_records
 from .run import Run, cost, evaluate, load_network, open_run
 from .trainer import training_stream
+from .weights import load_weights_only
 
 logger = logging.getLogger("ode_detect.engine")
 
@@ -269,12 +271,12 @@ class Dial:
         own = self._estimated.get(setting.name)
         with solved_by(self.model, dict(setting.solvers)):
             if own:
-                self.model.load_state_dict(own, strict=False)
+                self._set_statistics(own)
             try:
                 yield
             finally:
                 if own:
-                    self.model.load_state_dict(self._own, strict=False)
+                    self._set_statistics(self._own)
 
     def write_choice(self, setting: Setting, claim: str) -> Path:
         """Write the config of a setting, and a checkpoint if it has statistics, or knows training pictures, of its own.
@@ -294,7 +296,8 @@ class Dial:
                 model = copy.deepcopy(self.model)
             if self.run.task.learn_anew(self.run.cfg, model) or setting.name in self._estimated:
                 weights = str(self.folder / f"{setting.name}.pth")
-                _save({"model": model.state_dict()}, weights)
+                categories = data_categories(self.run.cfg, self.run.task)
+                _save({"model": model.state_dict(), "categories": categories}, weights)
         cfg = self._asked.clone()
         cfg.MODEL.WEIGHTS = weights
         names = flow_names(self.flows)
@@ -376,18 +379,24 @@ class Dial:
         except StatisticsError as error:
             logger.warning("%s keeps the statistics of the full steps: %s", setting.name, error)
         finally:
-            self.model.load_state_dict(self._own, strict=False)
+            self._set_statistics(self._own)
 
     def _statistics(self) -> dict[str, Tensor]:
         named = batch_norms(self.model)
         return {f"{path}.{n}": b.clone() for path, norm in named.items() for n, b in norm.named_buffers(recurse=False)}
+
+    def _set_statistics(self, values: Mapping[str, Tensor]) -> None:
+        # Of the network as a whole it would be a state without the statistics of a FrozenBN, which then forgets them.
+        for path, norm in batch_norms(self.model).items():
+            for name, buffer in norm.named_buffers(recurse=False):
+                buffer.copy_(values[f"{path}.{name}"])
 
     def _take_up(self, kept: dict[str, Any]) -> None:
         check_marks(self.folder, "dial", kept["marks"], self._marks)
         file = self.folder / "statistics.pth"
         if file.exists():
             try:
-                self._estimated = torch.load(file, weights_only=True)
+                self._estimated = load_weights_only(str(file))
             except Exception as error:  # what a broken file makes its reader raise is nobody's contract
                 # What was evaluated with these statistics cannot be timed or chosen without them.
                 say_unreadable(file, error)
@@ -423,6 +432,11 @@ def _check(cfg: CfgNode, folder: Path) -> None:
         raise ConfigError(
             "a dial measures the network as it was trained, and MODEL.OPTIMIZE_FOR_INFERENCE asks for an optimised "
             "copy; set it to False here, and to True where the chosen config.yaml is used."
+        )
+    if cfg.TEST.AUG.ENABLED:
+        raise ConfigError(
+            "a dial measures one pass of the network, and TEST.AUG.ENABLED asks for one of each copy of a picture; set "
+            "it to False here, and to True where the chosen config.yaml is used."
         )
 
 

@@ -101,3 +101,15 @@ def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.opt
         CosineParamScheduler(1.0, 0.0), cfg.SOLVER.WARMUP_FACTOR, rise, "linear", rescale_interval=True
     )
     return LRMultiplier(optimizer, multiplier=cycle, max_iter=last)
+
+
+def check_warmup(cfg: CfgNode) -> list[str]:
+    """A warning if most of a run is warm-up: a schedule that falls is then near 0 when the rate has risen to it."""
+    last, rise = cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS
+    if last >= 2 * rise:
+        return []
+    return [
+        f"the learning rate rises from {cfg.SOLVER.WARMUP_FACTOR:g} of SOLVER.BASE_LR over SOLVER.WARMUP_ITERS {rise} "
+        f"iterations, and SOLVER.MAX_ITER is {last}: most of the run is warm-up, at a rate far below BASE_LR. "
+        f"Set WARMUP_ITERS to about {max(last // 10, 1)}."
+    ]

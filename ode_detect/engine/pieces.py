@@ -28,6 +28,7 @@ from ode_detect.report.results import Results
 from ode_detect.report.rows import Row, is_fraction
 
 from .checkpoint import Checkpointer
+from .classes import data_categories
 from .compare.runs import Training, check_runs, train_missing
 from .config import ConfigError, load_config
 from .lock import hold
@@ -132,7 +133,7 @@ def project(cfg: CfgNode, wanted: Projection, *, command: str, config_file: str,
             run.task.learn_anew(run.cfg, fewer)
             own = asked.clone()
             own.MODEL.ODE.NUM_PIECES, own.MODEL.ODE.STEPS, own.MODEL.ODE.DURATION = count, steps, int(duration)
-            _write_network(fewer, own, folder / name, run.command)
+            _write_network(fewer, own, folder / name, run)
             kept.add(name, partial(_measured, run, fewer))
     results = Results(
         what=f"Pieces of {Path(config_file).stem}: {run.task.name}, {run.cfg.DATASETS.TEST[0]}",
@@ -284,7 +285,7 @@ def _split(stage: Training, path: str) -> None:
     checkpointer.load_weights(checkpointer.get_checkpoint_file(), whole=True)
     split_pieces(model)
     with whole(path) as partial:
-        torch.save({"model": model.state_dict()}, partial)
+        torch.save({"model": model.state_dict(), "categories": list(checkpointer.coverage.categories)}, partial)
 
 
 def _uniform(model: nn.Module) -> tuple[int, int, float]:
@@ -371,11 +372,11 @@ def _measured(run: Run, model: nn.Module) -> tuple[dict[str, float], dict[str, f
     return run.task.metrics(evaluate(run, model)), cost(run, model, minutes=None)
 
 
-def _write_network(model: nn.Module, cfg: CfgNode, stem: Path, command: str) -> None:
+def _write_network(model: nn.Module, cfg: CfgNode, stem: Path, run: Run) -> None:
     with whole(stem.with_suffix(".pth")) as partial:
-        torch.save({"model": model.state_dict()}, partial)
+        torch.save({"model": model.state_dict(), "categories": data_categories(run.cfg, run.task)}, partial)
     cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR = str(stem.with_suffix(".pth")), str(stem)
-    write_text(stem.with_suffix(".yaml"), f"# Made by: {command}\n{cfg.dump()}")
+    write_text(stem.with_suffix(".yaml"), f"# Made by: {run.command}\n{cfg.dump()}")
 
 
 def _projection_protocol(run: Run, wanted: Projection, used: str, pieces: int) -> str:

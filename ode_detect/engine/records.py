@@ -15,7 +15,7 @@ from detectron2.config import CfgNode
 from ode_detect.report.files import read_object, say_unreadable, write_text
 from ode_detect.report.results import Results, ResultsError
 
-from .config import flat
+from .config import flat, read_config_file
 from .provenance import provenance
 
 logger = logging.getLogger("ode_detect.engine")
@@ -42,7 +42,7 @@ def begun_config(folder: Path) -> CfgNode | None:
     if not file.exists():
         return None
     try:
-        content = CfgNode.load_yaml_with_base(str(file))
+        content = read_config_file(file)
         # What we write is sorted: a file without its last key was cut.
         if "VIS_PERIOD" not in content:
             raise ValueError("it is cut short")

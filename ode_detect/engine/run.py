@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.evaluation import inference_on_dataset
+from detectron2.evaluation import inference_on_dataset, verify_results
 from detectron2.evaluation.evaluator import inference_context
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -26,9 +26,12 @@ from ode_detect.report.files import read_object
 from ode_detect.report.plots import plot_losses, plot_metric, read_metrics
 from ode_detect.report.results import Results, Row
 
-from .checkpoint import Checkpointer, CheckpointError
-from .config import ConfigError, flat, load_config
+from .checkpoint import Checkpointer, Coverage
+from .classes import match_classes
+from .config import ConfigError, default_values, flat, load_config
+from .config_values import unread
 from .lock import Lock, hold
+from .optimizer import check_warmup
 from .processes import from_main
 from .provenance import provenance
 from .records import begun_config, changes_to, finished_results, holds_run, in_words, write_records
@@ -37,6 +40,7 @@ from .stream import seed_everything
 from .task import Task
 from .tasks import get_task
 from .trainer import Trainer, build_network
+from .weights import CheckpointError
 
 logger = logging.getLogger("ode_detect.engine")
 
@@ -108,12 +112,14 @@ def open_run(
     task.check_test(cfg)
     if not evaluating:
         _check_frozen(cfg)
-    warnings = _check_norm(cfg, comm.get_world_size())
+    warnings = [*_check_norm(cfg, comm.get_world_size()), *unread(flat(cfg), default_values())]
+    warnings += [] if evaluating else check_warmup(cfg)
     before = from_main(lambda: begun_config(Path(cfg.OUTPUT_DIR))) if resume or evaluating else None
     _settle_seed(cfg, before)
     changes = changes_to(cfg, before, resumed=(folder / "last_checkpoint").exists()) if resume and before else {}
     cfg.freeze()
     seed_everything(cfg.SEED)
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not evaluating
     comm.synchronize()  # All have looked at the folder before one writes into it.
     run = Run(cfg, task, folder, command, config_file, lock or hold(folder))
     if not comm.is_main_process():
@@ -141,6 +147,7 @@ def train(run: Run, *, resume: bool) -> Results:
         Interrupted: the run was asked to stop; it can be resumed.
     """
     trainer = Trainer(run.cfg, run.task, lambda model: evaluate(run, model))
+    tested(run, trainer.checkpointer.model)  # What cannot be is refused before hours of training.
     trainer.resume_or_load(resume=resume)
     if trainer.start_iter >= run.cfg.SOLVER.MAX_ITER:
         if finished := from_main(lambda: finished_results(run.folder)):
@@ -151,7 +158,9 @@ def train(run: Run, *, resume: bool) -> Results:
         (run.folder / "results.json").unlink(missing_ok=True)
     trainer.train()
     model, minutes = trainer.checkpointer.model, trainer.seconds / 60
-    return from_main(lambda: report(run, model, trainer.last_results, minutes=minutes))
+    results = from_main(lambda: report(run, model, trainer.last_results, minutes=minutes))
+    _verify(run.cfg, trainer.last_results)
+    return results
 
 
 def evaluate_only(run: Run) -> Results:
@@ -161,8 +170,23 @@ def evaluate_only(run: Run) -> Results:
         CheckpointError: there are no weights, or they do not fill the network.
     """
     model, _ = load_network(run)
-    results = evaluate(run, for_inference(run, model))
-    return from_main(lambda: report(run, model, results, minutes=None))
+    nested = evaluate(run, for_inference(run, model))
+    results = from_main(lambda: report(run, model, nested, minutes=None))
+    _verify(run.cfg, nested)
+    return results
+
+
+def _verify(cfg: CfgNode, nested: dict[str, Any]) -> None:
+    """Compare the metrics with ``TEST.EXPECTED_RESULTS``; where they differ, Detectron2 says so and ends with 1."""
+    if not comm.is_main_process():
+        return
+    try:
+        verify_results(cfg, nested)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"TEST.EXPECTED_RESULTS lists what is expected of which metric, and it is {cfg.TEST.EXPECTED_RESULTS} "
+            f"({type(error).__name__}: {error}). Write [[bbox, AP50, 60.0, 2.0]] for 58 to 62 %."
+        ) from error
 
 
 def for_inference(run: Run, model: nn.Module) -> nn.Module:
@@ -182,17 +206,36 @@ def for_inference(run: Run, model: nn.Module) -> nn.Module:
     return fast
 
 
+def tested(run: Run, model: nn.Module) -> nn.Module:
+    """The model itself, or with ``TEST.AUG.ENABLED`` one that merges its predictions for copies of a picture.
+
+    Raises:
+        ConfigError: its predictions cannot be merged.
+    """
+    if not run.cfg.TEST.AUG.ENABLED:
+        return model
+    try:
+        return run.task.augmented(run.cfg, model)
+    except ValueError as error:
+        raise ConfigError(f"TEST.AUG.ENABLED: {error}") from error
+
+
 def load_network(run: Run, weights: str = "") -> tuple[nn.Module, str]:
-    """Build the network of a config and `fill` it.
+    """Build the network of a config, `fill` it, and bring its classes into the order of the test data.
 
     Returns:
         The network, and the file it was filled from.
+
+    Raises:
+        CheckpointError: as for `fill`, or the weights are of other classes than the data.
     """
     model = build_network(run.cfg)
-    return model, fill(run, model, weights)
+    file, coverage = fill(run, model, weights)
+    match_classes(run.cfg, run.task, model, coverage, file)
+    return model, file
 
 
-def fill(run: Run, model: nn.Module, weights: str = "") -> str:
+def fill(run: Run, model: nn.Module, weights: str = "") -> tuple[str, Coverage]:
     """Load the weights of a network.
 
     Args:
@@ -202,7 +245,7 @@ def fill(run: Run, model: nn.Module, weights: str = "") -> str:
             ``OUTPUT_DIR``, else ``MODEL.WEIGHTS``.
 
     Returns:
-        The file.
+        The file, and what was loaded of it.
 
     Raises:
         CheckpointError: there are no weights, or they do not fill the network.
@@ -219,7 +262,7 @@ def fill(run: Run, model: nn.Module, weights: str = "") -> str:
             "Give MODEL.WEIGHTS path/to/model.pth."
         )
     checkpointer.load_weights(weights, whole=True)
-    return weights
+    return weights, checkpointer.coverage
 
 
 def evaluate(run: Run, model: nn.Module) -> dict[str, Any]:
@@ -228,6 +271,7 @@ def evaluate(run: Run, model: nn.Module) -> dict[str, Any]:
     Returns:
         The evaluator's nested results for the first data set; those of the others under the data set's name.
     """
+    model = tested(run, model)
     results = {}
     for name in run.cfg.DATASETS.TEST:
         evaluator = run.task.evaluator(run.cfg, name, str(run.folder / "inference" / name))
@@ -286,6 +330,7 @@ def report(run: Run, model: nn.Module, nested: dict[str, Any], *, minutes: float
 
 def _illustrate(run: Run, model: nn.Module) -> None:
     """Tables, plots and pictures."""
+    model = tested(run, model)
     for name in run.cfg.DATASETS.TEST:
         folder = run.folder / "inference" / name
         with _dispensable(f"the table of {name}"):
@@ -326,6 +371,7 @@ def cost(run: Run, model: nn.Module, *, minutes: float | None) -> dict[str, floa
         model: on its device.
         minutes: time spent training, if any.
     """
+    model = tested(run, model)
     figures: dict[str, float] = {"parameters": sum(p.numel() for p in model.parameters())}
     if minutes is not None:
         figures["train_minutes"] = round(minutes, 2)
@@ -410,15 +456,18 @@ def _role(cfg: CfgNode, model: nn.Module) -> str:
 def _protocol(run: Run, *, trained: bool) -> str:
     cfg = run.cfg
     precision = "autocast" if cfg.SOLVER.AMP.ENABLED else "float32"
-    tested = f"tested on {', '.join(cfg.DATASETS.TEST)}"
+    data = f"tested on {', '.join(cfg.DATASETS.TEST)}"
     if not trained and cfg.MODEL.OPTIMIZE_FOR_INFERENCE:
-        tested += " as optimised for inference"
+        data += " as optimised for inference"
+    if cfg.TEST.AUG.ENABLED:
+        copies = len(cfg.TEST.AUG.MIN_SIZES) * (2 if cfg.TEST.AUG.FLIP else 1)
+        data += f" with test-time augmentation ({copies} copies of a picture)"
     measured = f"{run.task.protocol(cfg)}; multiply-adds and evaluations of one test picture"
     if not trained:
-        return f"{tested}, weights of {cfg.MODEL.WEIGHTS or cfg.OUTPUT_DIR}; {measured}"
+        return f"{data}, weights of {cfg.MODEL.WEIGHTS or cfg.OUTPUT_DIR}; {measured}"
     start = f"from {cfg.MODEL.WEIGHTS}" if cfg.MODEL.WEIGHTS else "from scratch"
     batches = f"{cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH} pictures"
     if comm.get_world_size() > 1:
         batches += f" in {comm.get_world_size()} processes"
     trained_on = f"trained on {', '.join(cfg.DATASETS.TRAIN)}: {batches}, {start}, {precision}"
-    return f"{trained_on}; {tested} with the last weights; {measured}"
+    return f"{trained_on}; {data} with the last weights; {measured}"

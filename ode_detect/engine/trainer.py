@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.engine import HookBase, SimpleTrainer, hooks
 from detectron2.modeling import build_model
 from detectron2.utils import comm
@@ -29,7 +30,8 @@ from ode_detect.ode import ODEBlock, SolveRecord, record_solves
 from ode_detect.ode.dial import set_solvers
 
 from .averaging import HandedOut
-from .checkpoint import Checkpointer, CheckpointError
+from .checkpoint import Checkpointer
+from .classes import match_classes
 from .config import ConfigError, flow_settings, tolerances
 from .metrics import LogWriter
 from .optimizer import build_optimizer, build_scheduler, optimizer_state, parameter_names
@@ -38,6 +40,8 @@ from .sampling import drawn_by_picture, seed_iteration, shared_generator
 from .second_pass import make_second_pass
 from .stream import build_stream
 from .task import Task
+from .watch import WatchBoxes
+from .weights import CheckpointError
 
 
 class Interrupted(KeyboardInterrupt):
@@ -102,6 +106,10 @@ class Trainer(SimpleTrainer):
                 )
         if self.start_iter == 0:
             self.checkpointer.load_weights(self._cfg.MODEL.WEIGHTS, whole=False)
+        if self.start_iter or self._cfg.MODEL.WEIGHTS:
+            path = self.checkpointer.get_checkpoint_file() if self.start_iter else self._cfg.MODEL.WEIGHTS
+            loaded = self.checkpointer.coverage
+            match_classes(self._cfg, self._task, self._network, loaded, path, resuming=self.start_iter > 0)
         broadcast_state(self._network)
 
     def train(self) -> None:
@@ -203,6 +211,7 @@ class Trainer(SimpleTrainer):
             IterationTimer(),
             hooks.LRScheduler(),
             RecordSolves(model),
+            WatchBoxes(),
             handed_out,
             hooks.EvalHook(period, evaluate_kept),
         ]
@@ -373,8 +382,20 @@ def training_stream(cfg: CfgNode, task: Task, *, start: int = 0) -> DataLoader[l
             seed=cfg.SEED,
             start=start,
             group_by_shape=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+            repeats=_repeats(cfg, task, dicts),
             workers=cfg.DATALOADER.NUM_WORKERS,
         )
+
+
+def _repeats(cfg: CfgNode, task: Task, dicts: list[Any]) -> Tensor | None:
+    """How often each picture comes in an epoch, if pictures of rare classes are to come more often."""
+    if cfg.DATALOADER.SAMPLER_TRAIN != "RepeatFactorTrainingSampler":
+        return None
+    classes = [{"annotations": [{"category_id": number} for number in task.classes_in(record)]} for record in dicts]
+    factors: Tensor = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+        classes, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
+    )
+    return factors
 
 
 def build_network(cfg: CfgNode) -> nn.Module:
@@ -418,7 +439,7 @@ def config_errors() -> Iterator[None]:
         yield
     except DatasetError:
         raise
-    except (ValueError, KeyError, AssertionError, RuntimeError) as error:
+    except (ValueError, KeyError, AssertionError, RuntimeError, ImportError) as error:
         detail = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise ConfigError(f"the config cannot be built: {detail}") from error
 

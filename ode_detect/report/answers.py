@@ -83,13 +83,15 @@ class Answers:
             count: How many at most.
 
         Returns:
-            The first ones of the data set, and, at most as many, those of the others that are wrong with the highest
-            confidence, the most confident first.
+            Some that are evenly spread over the data set, which often lies class by class, and, at most as many, those
+            of the others that are wrong with the highest confidence, the most confident first.
         """
-        first = list(range(min(-(-count // 2), len(self.labels))))
-        wrong = [i for i in range(len(first), len(self.labels)) if self.classes[i][0] != self.labels[i]]
+        size = len(self.labels)
+        spread = np.linspace(0, size - 1, min(-(-count // 2), size)).round().astype(int).tolist()
+        others = set(range(size)) - set(spread)
+        wrong = [i for i in sorted(others) if self.classes[i][0] != self.labels[i]]
         wrong.sort(key=lambda i: -self.probabilities[i][0])
-        return first, wrong[: count // 2]
+        return spread, wrong[: count // 2]
 
     def classified(self, index: int, image: NDArray[np.uint8], name: str = "") -> Classified:
         """A picture of the data set with what was said about it.

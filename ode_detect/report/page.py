@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup, escape
 
+from ode_detect.report import markdown
 from ode_detect.report.comparison import Table
 from ode_detect.report.files import write_text
 from ode_detect.report.plots import COLOURS
@@ -155,5 +156,6 @@ def _environment() -> Environment:
     environment.filters["data_uri"] = lambda path: Markup(data_uri(path))
     # A name such as faster_rcnn_ode may go on in the next line after an underscore.
     environment.filters["breakable"] = lambda text: escape(text).replace("_", Markup("_<wbr>"))
-    environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
+    environment.filters |= {"md": markdown.text, "code": markdown.code, "fence": markdown.fence}
+    environment.filters["address"] = markdown.address
     return environment

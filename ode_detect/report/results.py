@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ode_detect.report import markdown
 from ode_detect.report.files import write_text
 from ode_detect.report.rows import (
     FRACTIONS,
@@ -268,11 +269,12 @@ def to_markdown(results: Results) -> str:
     Seeds of one network become one line, mean and standard deviation. Only columns that have a number are shown.
     """
     header, lines = _table(results)
-    rows = [[cell.replace("|", "\\|") for cell in line] for line in [header, *lines]]
+    rows = [list(map(markdown.text, line)) for line in [header, *lines]]
     rule = ["---", "---", *("---:" for _ in header[2:])]
     table = "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], rule, *rows[1:]])
-    commands = ", ".join(f"`{line}`" for line in results.command.splitlines())
-    notes = [*_notes(results), f"Protocol: {results.protocol}", f"Made by {commands}, {_origin(results)}."]
+    commands = ", ".join(map(markdown.code, results.command.splitlines()))
+    notes = [markdown.text(note) for note in (*_notes(results), f"Protocol: {results.protocol}")]
+    notes += [f"Made by {commands}, {markdown.text(_origin(results))}."]
     return table + "\n\n" + "\n".join(f"<sub>{note}</sub><br>" for note in notes).removesuffix("<br>")
 
 

@@ -7,7 +7,13 @@ from torch import nn
 
 from ode_detect.engine.checkpoint import CheckpointError
 from ode_detect.engine.config import add_ode_config
-from ode_detect.engine.optimizer import build_optimizer, build_scheduler, optimizer_state, parameter_names
+from ode_detect.engine.optimizer import (
+    build_optimizer,
+    build_scheduler,
+    check_warmup,
+    optimizer_state,
+    parameter_names,
+)
 from ode_detect.ode.names import UnknownNameError
 
 
@@ -89,3 +95,17 @@ def test_the_state_of_a_parameter_finds_it_in_other_groups() -> None:
     assert {(g["momentum"], g["lr"]) for g in after.param_groups} == {(0.4, 0.001), (0.4, 0.003)}
     with pytest.raises(CheckpointError, match="earlier version"):
         optimizer_state(after, saved, parameter_names(after, model), None)
+
+
+def test_a_run_that_is_warm_up_for_the_most_part_is_told() -> None:
+    cfg = get_cfg()
+    add_ode_config(cfg)
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS = 300, 1000
+    (warning,) = check_warmup(cfg)
+    assert "WARMUP_ITERS 1000 iterations, and SOLVER.MAX_ITER is 300" in warning
+    assert "Set WARMUP_ITERS to about 30." in warning
+    cfg.SOLVER.WARMUP_ITERS = 150
+    assert check_warmup(cfg) == []
+    # What it is about: the cosine has fallen to 0 when the warm-up has risen to it.
+    assert max(rates(300, LR_SCHEDULER_NAME="WarmupCosineLR", WARMUP_ITERS=1000, WARMUP_FACTOR=0.001)) < 0.002
+    assert max(rates(300, LR_SCHEDULER_NAME="WarmupCosineLR", WARMUP_ITERS=30, WARMUP_FACTOR=0.001)) > 0.9

@@ -176,6 +176,12 @@ def check_runs(trainings: Iterable[Training], *, training: bool) -> None:
         ConfigError: the message names keys or the command that makes what is missing.
     """
     trainings = list(trainings)
+    augmented = [one.config_file for one in trainings if one.config().TEST.AUG.ENABLED]
+    if augmented:
+        raise ConfigError(
+            "networks are compared by one pass of each, as which their times are measured, and TEST.AUG.ENABLED of "
+            f"{', '.join(dict.fromkeys(augmented))} asks for one of each copy of a picture; set it to False."
+        )
     for one in trainings:
         if one.state != "missing":
             check_same(one)
