@@ -1,43 +1,48 @@
-"""Where in a detector the classes are."""
+"""Classes of data sets, compared with those of other data sets and of the network."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
-from detectron2.modeling.roi_heads import FastRCNNOutputLayers
-from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
-from torch import nn
+from dataclasses import dataclass
 
 
-def class_rows(model: nn.Module, order: Sequence[int]) -> dict[str, list[int]]:
-    """The rows of the class layers of a detector, with its classes in another order.
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a data set.
 
-    Args:
-        model: a detector of Detectron2: R-CNN (with boxes or masks of each class or of all), Cascade R-CNN, RetinaNet.
-        order: which class comes first, second, ...
-
-    Returns:
-        The numbers of the rows in the new order, for each tensor with rows of single classes, by name.
+    Attributes:
+        of: its name.
+        names: in the network's order.
+        xml: it is VOC XML, whose classes are the names that occur unless CLASSES names them.
     """
-    classes = len(order)
-    rows: dict[str, list[int]] = {}
-    for path, module in model.named_modules():
-        part: Any = module  # Detectron2's modules come without types
-        layers: dict[str, list[int]] = {}
-        if isinstance(module, FastRCNNOutputLayers):
-            # The last row is the background's.
-            layers["cls_score"] = [*order, classes]
-            coordinates = len(part.box2box_transform.weights)
-            if part.bbox_pred.out_features == classes * coordinates:
-                layers["bbox_pred"] = [coordinates * one + i for one in order for i in range(coordinates)]
-            if hasattr(part, "fed_loss_cls_weights"):
-                rows[f"{path}.fed_loss_cls_weights"] = list(order)
-        elif isinstance(module, MaskRCNNConvUpsampleHead) and part.predictor.out_channels == classes:
-            layers["predictor"] = list(order)
-        elif isinstance(module, RetinaNetHead):
-            anchors = part.cls_score.out_channels // classes
-            layers["cls_score"] = [anchor * classes + one for anchor in range(anchors) for one in order]
-        rows |= {f"{path}.{layer}.{kind}": index for layer, index in layers.items() for kind in ("weight", "bias")}
-    return rows
+
+    of: str
+    names: tuple[str, ...]
+    xml: bool
+
+
+def difference(one: Classes, other: Classes) -> str:
+    """What is wrong if two data sets have other classes, or in another order, and what to do; "" if nothing is."""
+    if one.names == other.names:
+        return ""
+    lacking = [each for each in one.names if each not in other.names]
+    more = [each for each in other.names if each not in one.names]
+    found = [f"{other.of} lacks {listed(lacking)}"] * bool(lacking) + [f"{one.of} lacks {listed(more)}"] * bool(more)
+    if not set(one.names) & set(other.names):
+        found = ["they have none in common; if they mean the same, correct the names first"]
+    # The order of a file cannot be chosen, that of CLASSES can.
+    every = [*other.names, *lacking] if one.xml and not other.xml else [*one.names, *more]
+    entries = [each.of for each in (one, other) if each.xml]
+    files = [each.of for each in (one, other) if not each.xml]
+    todo = [f"write CLASSES: [{', '.join(every)}] in DATASETS.CUSTOM for {' and '.join(entries)}"] * bool(entries)
+    todo += [f"give the annotations of {' and '.join(files)} the categories {', '.join(every)}"] * bool(files)
+    return (
+        "data sets of one network have the same classes in the same order, also those that have no object in one of "
+        f"them. {one.of} has {listed(one.names)}, and {other.of} has {listed(other.names)}: "
+        f"{', and '.join(found) or 'another order'}. To do: {'; '.join(todo)}; and set NUM_CLASSES {len(every)}."
+    )
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "none"

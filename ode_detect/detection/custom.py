@@ -18,7 +18,9 @@ from ode_detect.media.errors import DatasetError, Problem
 from ode_detect.ode.names import UnknownNameError, check_name
 
 from .annotations import Content, read_coco, repair, to_records
+from .classes import Classes
 from .errors import refuse
+from .formats import other_file
 from .voc import read_voc, write_voc
 
 _REQUIRED = ("NAME", "IMAGES", "ANNOTATIONS")
@@ -82,6 +84,8 @@ class Source:
                 f"SPLIT and CLASSES belong to VOC XML, where ANNOTATIONS is a folder; {self.annotations} of "
                 f"{self.name!r} is a file, and COCO JSON names its pictures and categories itself. Leave them out."
             )
+        if other_file(self.annotations):
+            raise DatasetError(f"{self.annotations} of {self.name!r} is no COCO JSON. {other_file(self.annotations)}")
         return read_coco(self.annotations), []
 
 
@@ -105,6 +109,14 @@ def source_of(name: str) -> Source:
         f"a data set is checked if it is COCO JSON or VOC XML; {name} is {metadata.get('evaluator_type', 'neither')}. "
         "Convert its annotations to COCO JSON."
     )
+
+
+def class_names(name: str) -> Classes | None:
+    """The classes of a registered data set; None where they are not known before it is read."""
+    metadata = MetadataCatalog.get(name)
+    names, source = metadata.get("thing_classes"), metadata.get("source")
+    xml = source is not None and source.annotations.is_dir()
+    return None if names is None else Classes(name, tuple(names), xml)
 
 
 def register(entry: Any) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from ode_detect.ode import ODEBlock
 from ode_detect.ode.certify import Report, certify_model
-from ode_detect.report.files import whole
+from ode_detect.report.files import write_text
 
 from .calls import calls_seen
 from .config import ConfigError
@@ -51,8 +51,7 @@ def certify_run(run: Run, *, weights: str = "", size: int | None = None) -> Repo
         "model_output": "feature maps of the backbone" if hasattr(model, "backbone") else "output",
     }
     content = json.dumps({**about, **certificate.to_dict()}, indent=2, allow_nan=False)
-    with whole(run.folder / "certificate.json") as partial:
-        partial.write_text(f"{content}\n")
+    write_text(run.folder / "certificate.json", f"{content}\n")
     return certificate
 
 

@@ -21,10 +21,11 @@ from ode_detect.ode import Certificate, ConversionError, ODEBlock, PiecewiseCons
 from ode_detect.ode.certificate import ConvertedRun, Differences, Observation, Pairing, compare
 from ode_detect.ode.convert import replace_runs
 from ode_detect.ode.names import check_name
-from ode_detect.report.files import whole
+from ode_detect.report.files import whole, write_text
 
-from .checkpoint import Checkpointer, CheckpointError, categories_in, explained, unpickle_weights
+from .checkpoint import Checkpointer
 from .trainer import build_network
+from .weights import CheckpointError, categories_in, explained, load_weights_only, unpickle_weights
 
 _TORCH_FILES = (".pth", ".pt", ".th", ".tar", ".bin", ".ckpt")
 _CONTAINERS = ("state_dict", "model", "model_state_dict", "net")
@@ -238,7 +239,7 @@ def _read(path: Path) -> Any:
             return unpickle_weights(str(path))
         if safetensors is not None:
             return safetensors.load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_weights_only(str(path))
 
 
 def _library(module: str, package: str) -> Any:
@@ -298,7 +299,10 @@ def _fill(model: nn.Module, weights: Mapping[str, Tensor], misfit: str) -> None:
 
 def _load_ode(path: str | Path) -> tuple[nn.Module, list[str]]:
     content = _read(Path(path))
-    if not isinstance(content, Mapping) or not {"model", "architecture", "classes", "names"} <= set(content):
+    kinds = {"model": Mapping, "architecture": str, "classes": int | None, "names": list}
+    if not isinstance(content, Mapping) or not all(
+        key in content and isinstance(content[key], kind) for key, kind in kinds.items()
+    ):
         raise CheckpointError(
             f"{path} is not an ODE checkpoint of tools/convert.py --model, which says what network it is of. "
             "The checkpoint of a config needs --config-file."
@@ -367,5 +371,4 @@ def _write(file: Path, content: dict[str, Any], certificate: Certificate) -> Non
         torch.save(content, partial)
     texts = {"certificate.json": json.dumps(certificate.to_dict(), indent=2), "certificate.txt": str(certificate)}
     for name, text in texts.items():
-        with whole(file.with_name(name)) as partial:
-            partial.write_text(f"{text}\n")
+        write_text(file.with_name(name), f"{text}\n")

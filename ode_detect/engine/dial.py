@@ -34,15 +34,18 @@ from ode_detect.ode.dial import (
 from ode_detect.ode.diffeq import takes_steps
 from ode_detect.ode.solvers import LeftOut, Solver
 from ode_detect.report.dial import plot_dial
-from ode_detect.report.files import whole
+from ode_detect.report.files import read_object, say_unreadable, whole, write_text
 from ode_detect.report.plots import MetricsError
 from ode_detect.report.results import Results, Row
 
 from .classes import data_categories
 from .config import ConfigError, tolerances
+from .lock import hold
 from .provenance import check_marks, marks, provenance
-from .run import Run, cost, evaluate, holds_run, load_network, open_run, write_records
+from .records import holds_run, write_records
+from .run import Run, cost, evaluate, load_network, open_run
 from .trainer import training_stream
+from .weights import load_weights_only
 
 logger = logging.getLogger("ode_detect.engine")
 
@@ -120,15 +123,15 @@ class Dial:
 
     Raises:
         ConfigError: a network without flows or one to be optimised, a folder with a run, or one with the dial of
-            another config, other weights or another commit.
+            another config, other weights or another commit, or one that another command is writing into.
     """
 
     def __init__(self, cfg: CfgNode, *, command: str, config_file: str, weights: str, folder: Path) -> None:
         _check(cfg, folder)
         self._asked = cfg.clone()
         cfg.DATASETS.TEST = cfg.DATASETS.TEST[:1]
-        self.folder = folder
-        kept = json.loads((folder / _KEPT).read_text()) if (folder / _KEPT).exists() else {}
+        self.folder, self._lock = folder, hold(folder)
+        kept = read_object(folder / _KEPT) or {}
         if cfg.SEED < 0 and kept:
             cfg.SEED = kept["seed"]  # that was drawn then
         # What the folder says of the commands before stays, if this one is refused.
@@ -303,7 +306,7 @@ class Dial:
         cfg.OUTPUT_DIR = str(self.folder)
         text = f"# {claim}\n# Made by: {self.run.command}\n{cfg.dump()}"
         for name in (f"{setting.name}.yaml", "config.yaml"):
-            (self.folder / name).write_text(text)
+            write_text(self.folder / name, text)
         return self.folder / "config.yaml"
 
     def report(self, times: Mapping[str, float]) -> Results:
@@ -390,19 +393,25 @@ class Dial:
 
     def _take_up(self, kept: dict[str, Any]) -> None:
         check_marks(self.folder, "dial", kept["marks"], self._marks)
+        file = self.folder / "statistics.pth"
+        if file.exists():
+            try:
+                self._estimated = load_weights_only(str(file))
+            except Exception as error:  # what a broken file makes its reader raise is nobody's contract
+                # What was evaluated with these statistics cannot be timed or chosen without them.
+                say_unreadable(file, error)
+                return
         for name, entry in kept["settings"].items():
             solvers = {}
             for path, solver in self.full.solvers:
                 method, steps = entry["solvers"][path]
                 solvers[path] = changed_solver(solver, method=method, steps=steps, **tolerances(self.run.cfg))
             self.measured[name] = Measured(self.full.with_flows(solvers), entry["metrics"], entry["cost"])
-        if (self.folder / "statistics.pth").exists():
-            self._estimated = torch.load(self.folder / "statistics.pth", weights_only=True)
         logger.info("%d settings are known from an earlier sweep in %s", len(self.measured), self.folder)
 
     def _write(self) -> None:
         """Statistics first: an evaluation that is known has its own."""
-        write_records(self.run)
+        write_records(self.run.cfg, self.run.folder, self.run.command)
         if self._estimated:
             _save(self._estimated, self.folder / "statistics.pth")
         kept: dict[str, Any] = {"marks": self._marks, "seed": self.run.cfg.SEED, "commands": self._commands}
@@ -410,8 +419,7 @@ class Dial:
         for name, m in self.measured.items():
             solvers = {p: [s.method, s.steps if takes_steps(s) else None] for p, s in m.setting.solvers}
             kept["settings"][name] = {"solvers": solvers, "metrics": m.metrics, "cost": m.cost}
-        with whole(self.folder / _KEPT) as partial:
-            partial.write_text(json.dumps(kept, indent=1) + "\n")
+        write_text(self.folder / _KEPT, json.dumps(kept, indent=1) + "\n")
 
 
 def _check(cfg: CfgNode, folder: Path) -> None:

@@ -31,6 +31,7 @@ from ode_detect.report.files import whole
 from ode_detect.report.predictions import FILE, PARTIAL, Predictions
 
 from .config import ConfigError
+from .lock import alone_in
 from .provenance import provenance
 from .run import Run, fill, tested
 from .task import Example, Predictor
@@ -90,7 +91,8 @@ def predict(run: Run, given: Sequence[str], *, weights: str = "", batch: int = 1
         batch: pictures that go through the network together; only those of the same size do.
 
     Raises:
-        ConfigError: there is nothing to predict on, or the network cannot be optimised.
+        ConfigError: there is nothing to predict on, the network cannot be optimised, or another command is writing
+            into the folder.
         CheckpointError: there are no weights, or they do not fill the network.
         KeyboardInterrupt: stopped, with a message on how to go on.
     """
@@ -98,7 +100,7 @@ def predict(run: Run, given: Sequence[str], *, weights: str = "", batch: int = 1
     inputs = _inputs(given, summary)
     _use_a_device(run.cfg)
     network = Network(run, weights, batch, summary)
-    with Predictions(run.folder, _settings(run.cfg, network.weights)) as kept:
+    with alone_in(run.folder), Predictions(run.folder, _settings(run.cfg, network.weights)) as kept:
         if kept.dropped:
             _say(f"{run.folder} holds a stopped command with other settings; beginning anew.")
         keys = {_key(item): item for item in inputs}

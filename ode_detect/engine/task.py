@@ -28,6 +28,10 @@ def _nothing_more(cfg: CfgNode, model: nn.Module) -> None:
     """Most models are finished when they are trained."""
 
 
+def _nothing_to_check(cfg: CfgNode) -> None:
+    """Most configs are checked where a network is built."""
+
+
 def _nothing_to_forget(model: nn.Module) -> bool:
     """Most models know nothing but their weights."""
     return False
@@ -90,7 +94,7 @@ class Task:
         plot: draws plots of it into that folder.
         curves: the curves of it that pages of several runs lay over one another.
         draw: draws predictions for a data set, whose evaluation is in a folder, into a file.
-        examples: draws the first so many pictures of a data set one by one, to be laid beside those of other networks.
+        examples: draws so many pictures from all over a data set one by one, to be laid beside those of other networks.
         optimize: a trained model and a batch -> a copy that is faster, and what was done; ValueError if it cannot.
         categories: ids and names of the classes by the data sets of a config, in the network's order; [] if unknown.
         predictor: for a config and categories ([]: unknown).
@@ -104,6 +108,7 @@ class Task:
             gradients.
         forget: takes away what `finish` found, since the weights or solvers are no longer those that it looked at;
             whether there was anything.
+        check_config: raises ConfigError for what Detectron2 would meet with an assertion.
     """
 
     name: str
@@ -133,6 +138,7 @@ class Task:
     class_rows: Callable[[nn.Module, Sequence[int]], dict[str, list[int]]] = _no_class_rows
     finish: Callable[[CfgNode, nn.Module], None] = _nothing_more
     forget: Callable[[nn.Module], bool] = _nothing_to_forget
+    check_config: Callable[[CfgNode], None] = _nothing_to_check
 
     @property
     def score(self) -> str:

@@ -65,6 +65,22 @@ def test_colours_are_jittered_only_if_asked(cfg: CfgNode) -> None:
     assert len(means[0.3]) == 10
 
 
+@pytest.mark.parametrize(
+    ("jitter", "smallest", "order"),
+    [
+        ([0.45, 0.8], 0, ["ScaleJitter", "RandomCrop", "ResizeShortestEdge", "RandomFlip"]),
+        ([0.45, 0.8], 40, ["ResizeShortestEdge", "ScaleJitter", "RandomCrop", "RandomFlip"]),
+        ([], 40, ["RandomCrop", "ResizeShortestEdge", "RandomFlip"]),  # Detectron2's
+    ],
+)
+def test_what_is_resized_is_cropped_afterwards_where_scale_is_jittered(
+    cfg: CfgNode, jitter: list[float], smallest: int, order: list[str]
+) -> None:
+    cfg.INPUT.SCALE_JITTER, cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.COLOR_JITTER = jitter, (smallest,), 0.0
+    mapper = Mapper(cfg, is_train=True)
+    assert [type(augmentation).__name__ for augmentation in mapper.augmentations.augs] == order
+
+
 def test_scale_is_drawn_evenly_in_the_logarithm() -> None:
     np.random.seed(0)
     picture = np.zeros((1000, 500, 3), np.uint8)

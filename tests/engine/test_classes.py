@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from ode_detect.engine.checkpoint import CheckpointError
 from ode_detect.engine.config import load_config
 from ode_detect.engine.predict import predict
 from ode_detect.engine.run import Run, load_network, open_run
 from ode_detect.engine.tasks import get_task
 from ode_detect.engine.trainer import Trainer, build_network
+from ode_detect.engine.weights import CheckpointError
 
 from ..conftest import QUICKSTART, SMALL_R50, overrides_for
 
@@ -138,10 +138,3 @@ def test_predictions_go_by_the_names_of_the_file_whatever_the_data_of_the_config
     predict(Run(cfg, get_task(cfg), tmp_path / "found", "x", str(QUICKSTART)), [picture], weights=str(weights))
     (found,) = json.loads((tmp_path / "found" / "predictions.json").read_text())["annotations"]
     assert (found["category_id"], found["category_name"]) == (2, "dog")
-
-
-@pytest.mark.parametrize("categories", ["cat, dog", [["cat"]], [{"id": 1}], [{"id": "1", "name": "cat"}], {"cat": 1}])
-def test_categories_that_are_none_are_an_error_of_the_file(weights: Path, tmp_path: Path, categories: object) -> None:
-    torch.save({**torch.load(weights, weights_only=True), "categories": categories}, weights)
-    with pytest.raises(CheckpointError, match="a list of ids and names"):
-        load_network(a_run(overrides(tmp_path, ("cat", "dog"), "MODEL.WEIGHTS", str(weights))))

@@ -67,18 +67,18 @@ def _curves(folder: Path) -> Sequence[Curve]:
 
 
 def _draw(cfg: CfgNode, model: nn.Module, name: str, folder: Path, path: Path) -> None:
-    """The first pictures of a data set, and those that are wrong with the highest confidence."""
+    """Pictures from all over a data set, and those that are wrong with the highest confidence."""
     answers = Answers.read(folder / _ANSWERS)
-    first, wrong = answers.chosen(_SHOWN)
-    images = data.images(cfg, name, [*first, *wrong])
-    shown = [answers.classified(index, images[index]) for index in first]
+    spread, wrong = answers.chosen(_SHOWN)
+    images = data.images(cfg, name, [*spread, *wrong])
+    shown = [answers.classified(index, images[index]) for index in spread]
     mistakes = [answers.classified(index, images[index]) for index in wrong]
     prediction_sheet(shown, path, f"{name}, predicted class and its probability", mistakes=mistakes)
 
 
 def _examples(cfg: CfgNode, model: nn.Module, name: str, count: int) -> Examples:
-    batch = next(iter(data.test_loader(cfg, name)))[:count]
-    images = data.images(cfg, name, range(len(batch)))
+    batch = data.spread_examples(cfg, name, count)
+    images = data.images(cfg, name, [example["index"] for example in batch])
     predictor = ClassificationPredictor(cfg, data.categories(cfg))
     with inference_context(model), no_grad():
         outputs: list[dict[str, Tensor]] = model(batch)
@@ -86,13 +86,13 @@ def _examples(cfg: CfgNode, model: nn.Module, name: str, count: int) -> Examples
     drawn = [
         show_classified(
             Classified(
-                images[index],
+                images[example["index"]],
                 **predictor.numbers(output),
                 truth=names[example["label"]],
-                name=Path(example.get("file_name", f"picture {index}")).name,
+                name=Path(example.get("file_name", f"picture {example['index']}")).name,
             )
         )
-        for index, (example, output) in enumerate(zip(batch, outputs, strict=True))
+        for example, output in zip(batch, outputs, strict=True)
     ]
     return Examples("The most likely classes with their probabilities.", CLASSIFICATION_LEGEND, tuple(drawn))
 

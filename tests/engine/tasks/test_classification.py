@@ -13,13 +13,13 @@ import pytest
 import torch
 from detectron2.engine import HookBase
 
-from ode_detect.engine.checkpoint import CheckpointError
 from ode_detect.engine.config import ConfigError, load_config
 from ode_detect.engine.dial import Dial
 from ode_detect.engine.predict import Summary, predict
 from ode_detect.engine.run import Run, evaluate_only, open_run, train
 from ode_detect.engine.tasks import get_task
 from ode_detect.engine.trainer import Interrupted, Trainer
+from ode_detect.engine.weights import CheckpointError
 from ode_detect.media.errors import DatasetError
 from ode_detect.report.results import Results
 
