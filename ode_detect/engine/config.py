@@ -13,6 +13,9 @@ from detectron2.config import CfgNode, get_cfg
 
 from ode_detect.ode.names import UnknownNameError, check_name
 
+# What keys of Detectron2 are called elsewhere.
+_ELSEWHERE = {"LEARNING_RATE": "BASE_LR", "BATCH_SIZE": "IMS_PER_BATCH", "EPOCHS": "MAX_ITER"}
+
 
 class ConfigError(ValueError):
     """A config that cannot be used; the message says why and what to do."""
@@ -280,10 +283,15 @@ def _check_ranges(cfg: CfgNode) -> None:
 def _check_key(key: str, known: list[str], where: object) -> None:
     if key in known or key in ("_BASE_", "VERSION"):
         return
-    # A misspelt last word is looked for among its neighbours first, a misspelt section everywhere.
-    section = key.rpartition(".")[0]
-    neighbours = [k for k in known if k.rpartition(".")[0] == section]
-    near = difflib.get_close_matches(key, neighbours, n=1, cutoff=0.6) or difflib.get_close_matches(key, known, n=1)
+    # A misspelt last word is looked for among its neighbours first, a misspelt section everywhere. Words are compared
+    # without their section, which would make short ones alike.
+    section, _, word = key.rpartition(".")
+    neighbours = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
+    part_of = [k for k in neighbours if set(word.split("_")) <= set(k.split("_"))]
+    words = [_ELSEWHERE[word]] if _ELSEWHERE.get(word) in neighbours else []
+    words = words or difflib.get_close_matches(word, part_of, n=1, cutoff=0.0)
+    words = words or difflib.get_close_matches(word, neighbours, n=1)
+    near = [neighbours[k] for k in words] or difflib.get_close_matches(key, known, n=1)
     hint = f"; did you mean {near[0]}?" if near else "; MODEL.ODE and Detectron2's config reference list the keys."
     raise ConfigError(f"unknown key {key} in {where}{hint}")
 
