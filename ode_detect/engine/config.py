@@ -19,6 +19,8 @@ from .config_values import check_values
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # What a config has at most; those of Detectron2 have a few kB, and bases of bases.
 _MOST_BYTES, _MOST_VALUES, _MOST_FILES, _DEEPEST, _LONGEST = 2**20, 100_000, 100, 50, 1000
+# What keys of Detectron2 are called elsewhere.
+_ELSEWHERE = {"LEARNING_RATE": "BASE_LR", "BATCH_SIZE": "IMS_PER_BATCH", "EPOCHS": "MAX_ITER"}
 
 
 class ConfigError(ValueError):
@@ -297,10 +299,15 @@ def tolerances(cfg: CfgNode) -> dict[str, Any]:
 def _check_key(key: str, known: list[str], where: object) -> None:
     if key in known or key in ("_BASE_", "VERSION"):
         return
-    # A misspelt last word is looked for among its neighbours first, a misspelt section everywhere.
-    section = key.rpartition(".")[0]
-    neighbours = [k for k in known if k.rpartition(".")[0] == section]
-    near = difflib.get_close_matches(key, neighbours, n=1, cutoff=0.6) or difflib.get_close_matches(key, known, n=1)
+    # A misspelt last word is looked for among its neighbours first, a misspelt section everywhere. Words are compared
+    # without their section, which would make short ones alike.
+    section, _, word = key.rpartition(".")
+    neighbours = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
+    part_of = [k for k in neighbours if set(word.split("_")) <= set(k.split("_"))]
+    words = [_ELSEWHERE[word]] if _ELSEWHERE.get(word) in neighbours else []
+    words = words or difflib.get_close_matches(word, part_of, n=1, cutoff=0.0)
+    words = words or difflib.get_close_matches(word, neighbours, n=1)
+    near = [neighbours[k] for k in words] or difflib.get_close_matches(key, known, n=1)
     hint = f"; did you mean {near[0]}?" if near else "; MODEL.ODE and Detectron2's config reference list the keys."
     raise ConfigError(f"unknown key {key} in {where}{hint}")
 

@@ -79,6 +79,6 @@ def test_the_table_of_configs_is_made_from_their_headers(hooks: ModuleType, tmp_
     )
     table = hooks.configs(tmp_path)
     assert table.splitlines()[2:] == ["| `one.yaml` | A network of 1.5 M parameters, small | AP50 of 0.3 \\| more |"]
-    config.write_text("# A network.\nTASK: x\n")
-    with pytest.raises(ValueError, match=r"one\.yaml has no paragraph"):
-        hooks.configs(tmp_path)
+    for text in (b"TASK: x\n", b"# My network.\nTASK: x\n", b"# \xe9t\xe9\n", b""):  # a user's own
+        (tmp_path / "configs" / "mine.yaml").write_bytes(text)
+        assert hooks.configs(tmp_path) == table

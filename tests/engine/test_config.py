@@ -10,12 +10,10 @@ from ode_detect.engine.trainer import build_network
 from ode_detect.ode import Adaptive, FixedStep
 from ode_detect.ode.dial import flows_of
 
-ROOT = Path(__file__).resolve().parents[2]
-QUICKSTART = ROOT / "configs" / "quickstart.yaml"
-CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.yaml"))
+from ..conftest import QUICKSTART, ROOT, our_configs
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("path", our_configs(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_config_that_comes_with_the_project_loads(path: Path) -> None:
     assert load_config(path).TASK in TASKS
     assert path.read_text().startswith("#"), "a config states its claim in its header"
@@ -34,6 +32,11 @@ def write(folder: Path, text: str) -> Path:
         ("MODEL: {ODE: {METHO: euler}}", [], r"did you mean MODEL\.ODE\.METHOD\?"),
         ("SOLVER: {BASE_LRR: 1.0}", [], r"did you mean SOLVER\.BASE_LR\?"),
         ("MODEL: {}", ["MODEL.ODE.STEP", "3"], r"command line; did you mean MODEL\.ODE\.STEPS\?"),
+        ("SOLVER: {LR: 0.1}", [], r"unknown key SOLVER\.LR in .*; did you mean SOLVER\.BASE_LR\?"),
+        ("SOLVER: {ITER: 10}", [], r"did you mean SOLVER\.MAX_ITER\?"),
+        ("SOLVER: {BATCH_SIZE: 10}", [], r"did you mean SOLVER\.IMS_PER_BATCH\?"),
+        ("SOLVER: {DAIL: {STEPS: [1]}}", [], r"did you mean SOLVER\.DIAL\?"),
+        ("MODEL: {}", ["MODL.ODE.STEPS", "3"], r"did you mean MODEL\.ODE\.STEPS\?"),
         ("MODEL: {}", ["MODEL.ODE.STEPS"], "has no value"),
         ("MODEL: {}", ["MODEL.ODE.STEPS", "many"], "STEPS"),
         ("MODEL: {ODE: {STEPS: [1]}}", [], "STEPS"),
