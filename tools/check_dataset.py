@@ -192,7 +192,7 @@ def _report(
     from dataclasses import asdict
 
     from ode_detect.report.datasets import Sample, plot_dataset, sample_sheet
-    from ode_detect.report.files import whole
+    from ode_detect.report.files import write_text
 
     content: dict[str, Any] = {
         "datasets": [],
@@ -220,14 +220,14 @@ def _report(
         samples = [Sample(**numbers) for numbers in one.samples(draw)] if draw else []
         if samples:
             sample_sheet(samples, output / f"{name}_samples.jpg", title=f"{name}: annotated samples")
-    with whole(output / "check.json") as file:
-        file.write_text(json.dumps(content, indent=2) + "\n")
+    write_text(output / "check.json", json.dumps(content, indent=2) + "\n")
 
 
 def _fix(folder: Path, checked: list[Checked], train: list[str], test: list[str]) -> None:
     """Write repaired copies and say how to use them."""
     from ode_detect.detection.check import overlaps
     from ode_detect.detection.repaired import snippet, write_repaired
+    from ode_detect.report.files import write_text
 
     copies, lines = [], []
     tested = frozenset(f.digest for one in checked if one.source.name in test for f in one.files.values()) - {""}
@@ -238,9 +238,9 @@ def _fix(folder: Path, checked: list[Checked], train: list[str], test: list[str]
         copies.append(copy)
         lines += [f"{copy.annotations}: {copy.lost} pictures left out"]
         lines += [f"  {change}" for change in copy.changes or ("nothing to change",)]
-    (folder / "changes.txt").write_text("\n".join(lines) + "\n")
+    write_text(folder / "changes.txt", "\n".join(lines) + "\n")
     text = snippet(copies, train, test)
-    (folder / "custom.yaml").write_text(text)
+    write_text(folder / "custom.yaml", text)
     print(
         f"\nrepaired copies in {folder}; changes.txt lists every change. In the config (also in custom.yaml):\n\n{text}"
     )

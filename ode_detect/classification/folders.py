@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ode_detect.media.errors import DatasetError
 from ode_detect.media.images import read_image
 from ode_detect.media.inputs import PICTURES
+from ode_detect.media.names import one_line
 from ode_detect.ode.names import UnknownNameError, check_name
 
 from .sources import Pictures, Source
@@ -41,22 +42,33 @@ class FolderSource(Source):
 
     def class_names(self) -> tuple[str, ...]:
         """The names of the folders, sorted; hidden ones are left out."""
-        names = [path.name for path in self.root.iterdir() if path.is_dir()] if self.root.is_dir() else []
-        names = sorted(name for name in names if not name.startswith("."))
-        if not names:
+        return tuple(self._folders())
+
+    def _folders(self) -> dict[str, Path]:
+        """The folder of each class, in the order of the names as `one_line` gives them."""
+        paths = [path for path in self.root.iterdir() if path.is_dir()] if self.root.is_dir() else []
+        paths = [path for path in paths if not path.name.startswith(".")]
+        folders = {one_line(path.name): path for path in paths}
+        if not paths:
             raise DatasetError(
                 f"{self.name} has a folder for each class in {self.root}, named after it, and there is none; move the "
                 f"pictures of each class into {self.root / 'NAME_OF_THE_CLASS'}."
             )
-        return tuple(names)
+        if len(folders) < len(paths):
+            twice = [ascii(path.name) for path in paths if folders[one_line(path.name)] != path]
+            raise DatasetError(
+                f"{self.name} has one folder for each class, and in {self.root} the name of another one looks the same "
+                f"as {', '.join(twice)}. Join them."
+            )
+        return dict(sorted(folders.items()))
 
     def read(self, format: str, side: int) -> Pictures:
         """List the pictures; decode them if all have one size (``side``, if that is given) and fit into memory.
 
         A class may have none: `require_pictures` refuses that where it is to be learnt.
         """
-        names, files, labels = self.class_names(), [], []
-        found = [_pictures_in(self.root / name) for name in names]
+        files, labels = [], []
+        found = [_pictures_in(folder) for folder in self._folders().values()]
         if not any(found):
             self.require_pictures([])
         for number, inside in enumerate(found):

@@ -58,7 +58,7 @@ class Mapper(DatasetMapper):
                 "tools/check_dataset.py lists all such pictures."
             ) from error
         semantic = example.pop("sem_seg_file_name", None) if self.is_train else None
-        classes = utils.read_image(semantic, "L").squeeze(2) if semantic else None
+        classes = read_image(semantic, "L").squeeze(2) if semantic else None
         augmented = T.AugInput(image, sem_seg=classes)
         transforms = self.augmentations(augmented)
         shape = augmented.image.shape[:2]

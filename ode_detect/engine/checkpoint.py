@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
-import pickle
 import re
-from collections import Counter, OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +18,9 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from ode_detect.backbones import discrete_names
-from ode_detect.report.files import whole
+from ode_detect.report.files import say_unreadable, whole, write_text
 
-# Where numpy 1 keeps what numpy 2 keeps in numpy._core.
-_OLD = "numpy.core.multiarray"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, or does not fit; the message says what to do."""
+from .weights import CheckpointError, categories_in, explained, load_weights_only, unpickle_weights
 
 
 @dataclass(frozen=True)
@@ -41,12 +32,14 @@ class Coverage:
         loaded: tensors that were filled.
         unused: names in the file that the model does not have.
         misfits: tensors of another shape, as (name, shape in the file, shape in the model).
+        categories: id and name of each class, in the order of the network, as the file says; () if it does not.
     """
 
     sizes: dict[str, int]
     loaded: frozenset[str]
     unused: tuple[str, ...]
     misfits: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+    categories: tuple[dict[str, Any], ...] = ()
 
     @property
     def missing(self) -> list[str]:
@@ -111,6 +104,9 @@ class Checkpointer(DetectionCheckpointer):
         """
         if not path:
             return None
+        if "://" in path and ".." in path.split("/"):
+            # What is downloaded is kept under the path in its address, which must not lead out of the cache.
+            raise CheckpointError(f"an address of weights has no '..' in its path, and this is {path!r}; write it out.")
         if "://" not in path and not Path(path).is_file():
             raise CheckpointError(f"there is no checkpoint {path!r}; MODEL.WEIGHTS names a file, or '' for none.")
         self._load_or_explain(path, checkpointables=[])
@@ -125,14 +121,17 @@ class Checkpointer(DetectionCheckpointer):
         Returns:
             The iteration to continue with; 0 if there is no checkpoint.
         """
-        if not self.has_checkpoint():
-            return 0
         path = self.get_checkpoint_file()
+        if not path:
+            return 0
         if not Path(path).is_file():
             raise CheckpointError(
                 f"the run goes on from {path}, which is not there. Write the name of another checkpoint in that folder "
                 "into its file last_checkpoint, or begin anew in another OUTPUT_DIR."
             )
+        if _iteration(path) is None:
+            say_unreadable(Path(path), "it is cut short or damaged")
+            path = self._newest() or path
         rest = self._load_or_explain(path)
         if self.coverage.missing or self.coverage.misfits:
             raise CheckpointError(
@@ -141,14 +140,39 @@ class Checkpointer(DetectionCheckpointer):
             )
         return int(rest["iteration"] if "iteration" in rest else self.checkpointables["trainer"].iter) + 1
 
+    def get_checkpoint_file(self) -> str:
+        """The checkpoint that last_checkpoint names; if that file is broken, the newest in the folder; "" for none."""
+        file = Path(self.save_dir) / "last_checkpoint"
+        if not file.exists():
+            return ""
+        try:
+            name = file.read_text(encoding="utf-8").strip()
+        except ValueError:
+            name = ""
+        # A name that was cut while it was written, before such files were written whole.
+        if name.endswith(".pth"):
+            return str(Path(self.save_dir) / name)
+        say_unreadable(file, f"it holds {name!r}")
+        return self._newest()
+
+    def _newest(self) -> str:
+        """The checkpoint of the latest iteration in the folder; "" if there is none that can be read."""
+        known = {str(file): _iteration(file) for file in Path(self.save_dir).glob("model_*.pth")}
+        done = {file: at for file, at in known.items() if at is not None and not file.endswith("model_best.pth")}
+        return max(done, key=lambda file: done[file], default="")
+
     def _load_or_explain(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         try:
-            return self.load(path, checkpointables)
-        except (OSError, AssertionError, TypeError, AttributeError, KeyError) as error:
+            rest: dict[str, Any] = self.load(path, checkpointables)
+        except CheckpointError:
+            raise
+        except (OSError, AssertionError, TypeError, AttributeError, KeyError, ValueError, RecursionError) as error:
             raise CheckpointError(
                 f"{path} cannot be loaded ({type(error).__name__}: {error}). It must be a file of weights by name, or "
                 "an address that this machine can reach."
             ) from error
+        self.coverage = replace(self.coverage, categories=categories_in(rest, path))
+        return rest
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name``.pth; a kill while writing leaves the file as it was before."""
@@ -168,16 +192,21 @@ class Checkpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Say which checkpoint to resume from; a kill while writing leaves the earlier word."""
-        with whole(Path(self.save_dir) / "last_checkpoint") as partial:
-            partial.write_text(last_filename_basename)
+        write_text(Path(self.save_dir) / "last_checkpoint", last_filename_basename)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         with explained(filename):
             if filename.endswith(".pkl"):
                 return unpickle_weights(filename)
+            if filename.endswith(".pyth"):  # of pycls
+                state = load_weights_only(filename)["model_state"]
+                return {"model": {n: v for n, v in state.items() if not _is_counter(n)}, "matching_heuristics": True}
             content = super()._load_file(filename)
             inner = content["model"].get("state_dict")
             return {"model": inner} if isinstance(inner, dict) else content
+
+    def _torch_load(self, f: str) -> Any:
+        return load_weights_only(f)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         state = {name: _as_tensor(value) for name, value in checkpoint["model"].items()}
@@ -223,53 +252,14 @@ class Checkpointer(DetectionCheckpointer):
         )
 
 
-@contextmanager
-def explained(path: str) -> Iterator[None]:
-    """Say what is wrong with a file that cannot be read as weights.
-
-    Raises:
-        CheckpointError: reading failed.
-    """
+def _iteration(path: str | Path) -> int | None:
+    """The iteration after which a checkpoint was written, -1 for weights alone; None if it cannot be read."""
     try:
-        yield
-    except OSError:
-        raise
-    except Exception as error:  # what a broken file makes its reader raise is nobody's contract
-        raise CheckpointError(
-            f"{path} cannot be read as weights ({(str(error).splitlines() or ['it is empty'])[0]}). It may be cut "
-            "short, be another kind of file, or hold code, which is not run. Get it again from its source."
-        ) from error
-
-
-def unpickle_weights(path: str) -> dict[str, Any]:
-    """Read a .pkl of Detectron2's zoo, or of Caffe2's, without running code from it; the weights are in "model"."""
-    with Path(path).open("rb") as file:
-        return _from_zoo(_NumbersOnly(file, encoding="latin1").load())
-
-
-class _NumbersOnly(pickle.Unpickler):
-    """Unpickles numpy arrays and plain containers; refuses everything that could run code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        allowed = {
-            ("collections", "OrderedDict"): OrderedDict,
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-        }
-        if name in ("_reconstruct", "scalar") and module.startswith(("numpy.core.", "numpy._core.")):
-            return getattr(importlib.import_module("numpy._core.multiarray" if hasattr(np, "_core") else _OLD), name)
-        if (module, name) not in allowed:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return allowed[module, name]
-
-
-def _from_zoo(data: dict[str, Any]) -> dict[str, Any]:
-    """The contents of a .pkl of Detectron2's zoo, or of Caffe2's, as Detectron2 reads them."""
-    if "model" in data and "__author__" in data:
-        return data
-    blobs = data.get("blobs", data)
-    weights = {name: value for name, value in blobs.items() if not name.endswith("_momentum")}
-    return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+        # Mapped, so that nothing but its table of contents is read.
+        content = load_weights_only(str(path), mmap=True)
+        return int(content.get("trainer", content).get("iteration", -1))
+    except Exception:  # what a broken file makes its reader raise is nobody's contract
+        return None
 
 
 def _folded_statistics(state: dict[str, Tensor], model: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -295,7 +285,11 @@ def _torchvision_name(name: str) -> str:
 
 
 def _as_tensor(value: Any) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.from_numpy(np.asarray(value))
+    if isinstance(value, Tensor):
+        return value
+    if not isinstance(value, (np.ndarray, np.generic, int, float)):
+        raise TypeError(f"weights are tensors or arrays of numbers, and one is a {type(value).__name__}")
+    return torch.from_numpy(np.asarray(value))
 
 
 def _is_counter(name: str) -> bool:

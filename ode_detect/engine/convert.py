@@ -21,10 +21,11 @@ from ode_detect.ode import Certificate, ConversionError, ODEBlock, PiecewiseCons
 from ode_detect.ode.certificate import ConvertedRun, Differences, Observation, Pairing, compare
 from ode_detect.ode.convert import replace_runs
 from ode_detect.ode.names import check_name
-from ode_detect.report.files import whole
+from ode_detect.report.files import whole, write_text
 
-from .checkpoint import Checkpointer, CheckpointError, explained, unpickle_weights
+from .checkpoint import Checkpointer
 from .trainer import build_network
+from .weights import CheckpointError, categories_in, explained, load_weights_only, unpickle_weights
 
 _TORCH_FILES = (".pth", ".pt", ".th", ".tar", ".bin", ".ckpt")
 _CONTAINERS = ("state_dict", "model", "model_state_dict", "net")
@@ -45,7 +46,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: no such file, another kind of file, a broken one, one that holds code, or no weights in it.
     """
-    content = _read(Path(path))
+    return _tensors(_read(Path(path)), path)
+
+
+def _tensors(content: Any, path: str | Path) -> dict[str, Tensor]:
     for key in _CONTAINERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -134,7 +138,8 @@ def convert_for_config(path: str, cfg: CfgNode, folder: str | Path) -> Certifica
     Args:
         path: a file or address as ``MODEL.WEIGHTS`` takes it.
         cfg: the config of the ODE network.
-        folder: gets ode_model.pth, for ``MODEL.WEIGHTS``, with what is in the file; certificate.json; certificate.txt.
+        folder: gets ode_model.pth, for ``MODEL.WEIGHTS``, with what is in the file (the names of its classes too);
+            certificate.json; certificate.txt.
 
     Returns:
         The certificate.
@@ -171,6 +176,7 @@ def convert_for_config(path: str, cfg: CfgNode, folder: str | Path) -> Certifica
     content = {
         "model": {name: tensor for name, tensor in state.items() if name in coverage.loaded},
         "flows": certificate.to_dict()["runs"],
+        "categories": list(coverage.categories),
     }
     _write(file, content, certificate)
     return certificate
@@ -182,7 +188,7 @@ def restore_for_config(path: str | Path, cfg: CfgNode, folder: str | Path) -> Pa
     Args:
         path: a checkpoint of the ODE network: of `convert_for_config`, or of a training run.
         cfg: its config.
-        folder: gets model.pth.
+        folder: gets model.pth, with the names of the classes if the checkpoint has them.
 
     Returns:
         The file that was written.
@@ -192,14 +198,17 @@ def restore_for_config(path: str | Path, cfg: CfgNode, folder: str | Path) -> Pa
         ConversionError: the flows of the config are not runs of blocks.
     """
     file = _output(folder, path)
-    weights = read_weights(path)
+    content = _read(Path(path))
+    weights = _tensors(content, path)
+    categories = list(categories_in(content, str(path))) if isinstance(content, Mapping) else []
     names = discrete_names(list(weights))
     if not names:
         raise CheckpointError(f"{path} holds no flow of an ODE-ResNet, so there is nothing to rename in it.")
     twin = _network(cfg, "twin")
     checkpointer = Checkpointer(twin, allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS)
     with whole(file) as partial:
-        torch.save({"model": {names.get(n, n): value for n, value in weights.items()}}, partial)
+        renamed = {names.get(n, n): value for n, value in weights.items()}
+        torch.save({"model": renamed, "categories": categories}, partial)
         try:
             checkpointer.load_weights(str(partial), whole=False)
         except CheckpointError as error:
@@ -230,7 +239,7 @@ def _read(path: Path) -> Any:
             return unpickle_weights(str(path))
         if safetensors is not None:
             return safetensors.load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_weights_only(str(path))
 
 
 def _library(module: str, package: str) -> Any:
@@ -290,7 +299,10 @@ def _fill(model: nn.Module, weights: Mapping[str, Tensor], misfit: str) -> None:
 
 def _load_ode(path: str | Path) -> tuple[nn.Module, list[str]]:
     content = _read(Path(path))
-    if not isinstance(content, Mapping) or not {"model", "architecture", "classes", "names"} <= set(content):
+    kinds = {"model": Mapping, "architecture": str, "classes": int | None, "names": list}
+    if not isinstance(content, Mapping) or not all(
+        key in content and isinstance(content[key], kind) for key, kind in kinds.items()
+    ):
         raise CheckpointError(
             f"{path} is not an ODE checkpoint of tools/convert.py --model, which says what network it is of. "
             "The checkpoint of a config needs --config-file."
@@ -359,5 +371,4 @@ def _write(file: Path, content: dict[str, Any], certificate: Certificate) -> Non
         torch.save(content, partial)
     texts = {"certificate.json": json.dumps(certificate.to_dict(), indent=2), "certificate.txt": str(certificate)}
     for name, text in texts.items():
-        with whole(file.with_name(name)) as partial:
-            partial.write_text(f"{text}\n")
+        write_text(file.with_name(name), f"{text}\n")

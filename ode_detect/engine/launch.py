@@ -41,9 +41,9 @@ def run_tool(main: Callable[[list[str]], None], arguments: list[str]) -> int:
     from ode_detect.report.plots import MetricsError
     from ode_detect.report.results import ResultsError
 
-    from .checkpoint import CheckpointError
     from .config import ConfigError
     from .processes import ProcessFailedError, another_is_gone, first_to_tell
+    from .weights import CheckpointError
 
     mistakes = (ConfigError, CheckpointError, ConversionError, DatasetError, SolveError, UnknownNameError)
     try:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ode_detect.report.classified import Classified
-from ode_detect.report.files import whole
+from ode_detect.report.files import write_text
 from ode_detect.report.rows import ResultsError, built_from, check_fraction, check_types, read_json
 
 _DIGITS = 6
@@ -61,8 +61,7 @@ class Answers:
         rounded = [[round(p, _DIGITS) for p in row] for row in self.probabilities]
         columns = [self.labels, self.classes, rounded, *([self.far] if self.far else [])]
         value = {"names": self.names, "pictures": list(zip(*columns, strict=True))}
-        with whole(path) as partial:
-            partial.write_text(json.dumps(value, separators=(",", ":"), allow_nan=False) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(value, separators=(",", ":"), allow_nan=False) + "\n")
 
     @classmethod
     def read(cls, path: str | Path) -> Answers:

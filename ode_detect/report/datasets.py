@@ -223,7 +223,7 @@ def _shapes(axes: Axes, boxes: NDArray[np.float64], anchors: NDArray[np.float64]
 
 
 def _limits(values: NDArray[np.float64]) -> tuple[float, float]:
-    return float(max(values.min(), 0.5)) / 1.2, float(values.max()) * 1.2
+    return float(max(values.min(), 0.5)) / 1.2, float(max(values.max(), 0.5)) * 1.2
 
 
 def _log(axes: Axes, limits: tuple[float, float], *, x: bool) -> None:

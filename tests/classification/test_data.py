@@ -354,6 +354,17 @@ def test_examples_are_spread_over_the_classes(pets: Path) -> None:
     assert [(e["index"], e["label"]) for e in examples] == [(0, 0), (2, 0), (5, 1)]
 
 
+def test_composed_and_decomposed_names_are_one_class(pets: Path) -> None:
+    for part, name in (("train", "\xe9mu"), ("test", "e\u0301mu")):
+        (pets / part / "cat").rename(pets / part / name)
+    cfg = config("a", "b", a=pets / "train", b=pets / "test")
+    data.check_test_data(cfg)
+    assert MetadataCatalog.get("b").thing_classes == ["dog", "\xe9mu"]
+    (pets / "test" / "\xe9mu").mkdir()
+    with pytest.raises(DatasetError, match="the name of another one looks the same"):
+        data.check_test_data(cfg)
+
+
 def test_a_test_set_can_do_without_the_training_set(pets: Path) -> None:
     data.check_test_data(config("a", "b", a=pets / "nowhere", b=pets / "test"))
 

@@ -11,8 +11,9 @@ from torch import nn
 
 import ode_detect.classification.model  # noqa: F401  registers the classifier
 from ode_detect.backbones import build_cifar_resnet
-from ode_detect.engine.checkpoint import Checkpointer, CheckpointError
+from ode_detect.engine.checkpoint import Checkpointer
 from ode_detect.engine.config import add_ode_config, load_config
+from ode_detect.engine.weights import CheckpointError
 
 from ..conftest import CIFAR_R20, ROOT, like_trained
 

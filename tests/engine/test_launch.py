@@ -4,10 +4,10 @@ import pytest
 from torch import distributed as dist
 
 from ode_detect.detection.data import DatasetError
-from ode_detect.engine.checkpoint import CheckpointError
 from ode_detect.engine.config import ConfigError
 from ode_detect.engine.launch import parse_anywhere, run_tool
 from ode_detect.engine.trainer import Interrupted
+from ode_detect.engine.weights import CheckpointError
 from ode_detect.ode import ConversionError, TooManyEvaluationsError
 from ode_detect.ode.names import UnknownNameError
 from ode_detect.report.plots import MetricsError

@@ -1,7 +1,9 @@
 import json
+import os
 import shutil
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import yaml
@@ -120,3 +122,47 @@ def test_annotations_that_cannot_be_used_at_all_are_wrong(
         tool.main([*where, "--output", str(tmp_path)])
     assert stop.value.code == 1
     assert "no such list 'images'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda a: a.update(bbox=[v / 100 for v in a["bbox"]]), "18 boxes that lie within one pixel, probably shares"),
+        (lambda a: a.update(iscrowd=1), "18 of 18 objects have iscrowd 1, and are left aside; write 0"),
+        (lambda a: a.update(area=-a["area"]), "18 areas that do not fit the box"),
+    ],
+)
+def test_what_would_give_silently_wrong_numbers_is_wrong(
+    tool: ModuleType, squares: Path, tmp_path: Path, change: Any, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads((squares / "train.json").read_text())
+    for annotation in content["annotations"]:
+        change(annotation)
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    where = ["--images", str(squares / "images"), "--annotations", str(tmp_path / "x.json")]
+    with pytest.raises(SystemExit) as stop:
+        tool.main([*where, "--output", str(tmp_path / "out"), "--fix", str(tmp_path / "fixed"), "--draw", "2"])
+    assert stop.value.code == 1
+    assert f"wrong: {said}" in capsys.readouterr().out.replace("1 data sets without an object that counts: ", "")
+    assert len(json.loads((tmp_path / "fixed" / "x_fixed.json").read_text())["annotations"]) == 18
+
+
+SHARED = Path(os.environ.get("ODE_DETECT_SHARED_DATA", ROOT.parent / "shared" / "data")) / "quirky"
+
+
+def test_boxes_with_text_in_them_as_a_program_writes_them_are_read(tmp_path: Path, tool: ModuleType) -> None:
+    folder = SHARED / "roboflow_bbox_strings_exif"
+    if not folder.exists():
+        pytest.skip("needs quirky: put it into ../shared/data, or set ODE_DETECT_SHARED_DATA")
+    content = json.loads((folder / "_annotations.coco.json").read_text())
+    content["images"] = [i for i in content["images"] if (folder / i["file_name"]).exists()]
+    ids = {i["id"] for i in content["images"]}
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in ids]
+    assert any(isinstance(v, str) for a in content["annotations"] for v in a["bbox"])
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    where = ["--images", str(folder), "--annotations", str(tmp_path / "x.json"), "--output", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        tool.main([*where, "--fix", str(tmp_path / "fixed")])
+    fixed = json.loads((tmp_path / "fixed" / "x_fixed.json").read_text())
+    assert len(fixed["annotations"]) == len(content["annotations"])
+    assert {type(v) for a in fixed["annotations"] for v in a["bbox"]} <= {int, float}

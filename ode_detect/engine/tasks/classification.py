@@ -109,6 +109,12 @@ def _forget(model: nn.Module) -> bool:
     return True
 
 
+def _class_rows(model: nn.Module, order: Sequence[int]) -> dict[str, list[int]]:
+    if not isinstance(model, Classifier):
+        return {}
+    return {name: list(order) for name in ("linear.weight", "linear.bias", "familiarity.means")}
+
+
 def _optimize(model: nn.Module, batch: list[Example]) -> tuple[nn.Module, object]:
     if isinstance(model, Classifier):
         return optimize_classifier(model, batch)
@@ -153,6 +159,8 @@ CLASSIFICATION = Task(
     optimize=_optimize,
     categories=data.categories,
     predictor=_predictor,
+    class_rows=_class_rows,
+    classes_in=lambda record: (record["label"],),
     finish=_finish,
     forget=_forget,
 )

@@ -13,13 +13,13 @@ import pytest
 import torch
 from detectron2.engine import HookBase
 
-from ode_detect.engine.checkpoint import CheckpointError
 from ode_detect.engine.config import ConfigError, load_config
 from ode_detect.engine.dial import Dial
 from ode_detect.engine.predict import Summary, predict
 from ode_detect.engine.run import Run, evaluate_only, open_run, train
 from ode_detect.engine.tasks import get_task
 from ode_detect.engine.trainer import Interrupted, Trainer
+from ode_detect.engine.weights import CheckpointError
 from ode_detect.media.errors import DatasetError
 from ode_detect.report.results import Results
 
@@ -117,6 +117,24 @@ def test_evaluation_alone_gives_the_metrics_of_the_run(trained: tuple[list[str],
     words, results = trained
     run = open_run(load_config(CONFIG, words), command="eval", config_file=CONFIG, resume=False, evaluating=True)
     assert evaluate_only(run).rows[0].metrics == results.rows[0].metrics
+
+
+def test_classes_in_another_order_give_the_same_answers(trained: tuple[list[str], Results], tmp_path: Path) -> None:
+    words, results = trained
+    content = torch.load(Path(words[-1]) / "model_final.pth", weights_only=True)
+    for name in ("linear.weight", "linear.bias", "familiarity.means"):
+        content["model"][name] = content["model"][name].flip(0)
+    content["categories"].reverse()
+    torch.save(content, tmp_path / "reversed.pth")
+    cfg = load_config(CONFIG, [*words, "MODEL.WEIGHTS", str(tmp_path / "reversed.pth")])
+    run = open_run(cfg, command="eval", config_file=CONFIG, resume=False, evaluating=True)
+    assert evaluate_only(run).rows[0].metrics == results.rows[0].metrics
+    content["categories"] = [{"id": 0, "name": "round"}, {"id": 1, "name": "square"}]
+    torch.save(content, tmp_path / "others.pth")
+    cfg = load_config(CONFIG, [*words, "MODEL.WEIGHTS", str(tmp_path / "others.pth")])
+    run = open_run(cfg, command="eval", config_file=CONFIG, resume=False, evaluating=True)
+    with pytest.raises(CheckpointError, match="on the classes round, square, and those of the data are level, upright"):
+        evaluate_only(run)
 
 
 def test_evaluation_of_the_optimised_copy_gives_the_same_answers(trained: tuple[list[str], Results]) -> None:
