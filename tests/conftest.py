@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import subprocess
 from collections.abc import Callable
@@ -56,6 +57,13 @@ def like_trained(model: nn.Module) -> nn.Module:
         elif "running_var" in name or "norm.weight" in name:
             buffer.uniform_(0.4, 0.8)
     return model
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    """What we log, also after a run in this process, which sends it to its own files only."""
+    monkeypatch.setattr(logging.getLogger("ode_detect"), "propagate", True)
+    return caplog
 
 
 def our_configs(root: Path = ROOT) -> list[Path]:

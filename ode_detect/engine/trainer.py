@@ -83,6 +83,7 @@ class Trainer(SimpleTrainer):
             save_to_disk=comm.is_main_process(),
             trainer=weakref.proxy(self),
         )
+        self.iter: int
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.seconds = 0.0
         self.last_results: dict[str, Any] = {}
@@ -230,7 +231,7 @@ class IterationTimer(hooks.IterationTimer):
     def before_train(self) -> None:
         """Begin to measure."""
         super().before_train()
-        self._warmup_iter = max(1, self._warmup_iter - self.trainer.start_iter)
+        self._warmup_iter: int = max(1, self._warmup_iter - self.trainer.start_iter)
 
 
 class PeriodicCheckpointer(hooks.PeriodicCheckpointer):

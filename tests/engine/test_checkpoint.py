@@ -258,3 +258,32 @@ def test_the_best_checkpoint_is_not_what_a_run_goes_on_with(tmp_path: Path) -> N
     checkpointer.save("model_0000003", iteration=3)
     checkpointer.save("model_best", iteration=1)
     assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_0000003.pth")
+
+
+@pytest.mark.parametrize("content", [b"", b"model_00000", b"\xff\xfe\x00"])
+def test_a_broken_word_of_the_last_checkpoint_means_the_newest_one(
+    content: bytes, tmp_path: Path, said: pytest.LogCaptureFixture
+) -> None:
+    checkpointer = Checkpointer(nn.Linear(1, 1), str(tmp_path))
+    for iteration in (3, 5, 4):
+        checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+    checkpointer.save("model_best", iteration=9)
+    (tmp_path / "last_checkpoint").write_bytes(content)
+    assert checkpointer.resume() == 6
+    assert f"{tmp_path / 'last_checkpoint'} cannot be read" in said.text
+
+
+def test_a_broken_word_without_a_checkpoint_begins_anew(tmp_path: Path) -> None:
+    (tmp_path / "last_checkpoint").touch()
+    (tmp_path / "model_0000003.pth").write_bytes(b"half")
+    assert Checkpointer(nn.Linear(1, 1), str(tmp_path)).resume() == 0
+
+
+def test_a_checkpoint_that_is_cut_means_the_one_before(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
+    checkpointer = Checkpointer(nn.Linear(1, 1), str(tmp_path))
+    for iteration in (3, 5):
+        checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+    last = tmp_path / "model_0000005.pth"
+    last.write_bytes(last.read_bytes()[:-300])
+    assert checkpointer.resume() == 4
+    assert f"{last} cannot be read" in said.text

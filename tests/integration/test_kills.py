@@ -1,8 +1,7 @@
 """Trainings that are killed at any moment and resumed end as if nothing had happened.
 
-Each kill has a run of its own: SIGKILL at a moment that a seed draws from the time that the whole run takes, in which it
-trains, evaluates, writes checkpoints and its report; then a resume to the end. By hand with more of them, for a longer
-look:
+Each kill has a run of its own: SIGKILL at a moment that a seed draws from the time of a whole run, in which it trains,
+evaluates, writes checkpoints and its report; then a resume to the end. By hand with more of them:
 
 ODE_DETECT_KILLS=20 python -m pytest tests/integration/test_kills.py -s
 """
