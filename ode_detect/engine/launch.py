@@ -64,13 +64,33 @@ def run_tool(main: Callable[[list[str]], None], arguments: list[str]) -> int:
         return 130
     except ProcessFailedError as failed:
         return failed.code
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
+        if message := _cure(error):
+            return _fail(message)
         if not another_is_gone(error):
             raise
         return _fail(
             "another process of the run has ended, and this one cannot go on without it; look for its message."
         )
     return 0
+
+
+def _cure(error: Exception) -> str:
+    """What to do where the memory did not suffice, or a process that loads pictures was ended; "" for other errors."""
+    said = (str(error).strip().splitlines() or [""])[-1]
+    # torch raises RuntimeErrors without a class of their own.
+    if isinstance(error, MemoryError) or re.search(r"not enough memory|can't allocate memory|out of memory", said):
+        return (
+            f"the memory does not suffice ({said or 'no more to be had'}). Take fewer pictures at a time "
+            "(SOLVER.IMS_PER_BATCH, TEST.BATCH, --batch), smaller ones (INPUT.MIN_SIZE_TRAIN, MIN_SIZE_TEST), or fewer "
+            "processes (DATALOADER.NUM_WORKERS). A training goes on from its last checkpoint by --resume."
+        )
+    if re.search(r"DataLoader worker .*(killed by signal|exited unexpectedly)", str(error)):
+        return (
+            f"a process that loads pictures was ended by the system, most often for lack of memory ({said}). Set "
+            "DATALOADER.NUM_WORKERS lower, 0 loads in the process itself. A training goes on by --resume."
+        )
+    return ""
 
 
 def _fail(message: str) -> int:

@@ -1,7 +1,11 @@
 import argparse
+import os
+import signal
 
 import pytest
+import torch
 from torch import distributed as dist
+from torch.utils.data import DataLoader, Dataset
 
 from ode_detect.detection.data import DatasetError
 from ode_detect.engine.config import ConfigError
@@ -53,6 +57,45 @@ def test_a_mistake_of_ours_keeps_its_traceback(error: Exception) -> None:
 
     with pytest.raises(type(error)):
         run_tool(main, [])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 9.09 TiB for an array"),
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000 bytes."),
+    ],
+)
+def test_memory_that_does_not_suffice_is_no_traceback(error: Exception, capsys) -> None:
+    def main(arguments: list[str]) -> None:
+        raise error
+
+    assert run_tool(main, []) == 2
+    assert "the memory does not suffice" in capsys.readouterr().err
+
+
+def test_what_torch_says_of_memory_is_known(capsys) -> None:
+    assert run_tool(lambda arguments: print(torch.empty(2**55)), []) == 2
+    assert "IMS_PER_BATCH" in capsys.readouterr().err
+
+
+class Ended(Dataset[int]):
+    """Pictures in whose loading the process is killed, as the system does where memory runs out."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return index
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
+def test_a_process_that_loads_pictures_and_was_killed_is_no_traceback(capsys) -> None:
+    assert run_tool(lambda arguments: print(list(DataLoader(Ended(), num_workers=1))), []) == 2
+    assert "DATALOADER.NUM_WORKERS" in capsys.readouterr().err
 
 
 def test_a_process_that_lost_another_says_so(capsys) -> None:
