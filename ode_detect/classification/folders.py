@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ode_detect.media.errors import DatasetError
 from ode_detect.media.images import read_image
-from ode_detect.media.inputs import PICTURES
+from ode_detect.media.inputs import PICTURES, printable
 from ode_detect.ode.names import UnknownNameError, check_name
 
 from .sources import Pictures, Source
@@ -47,6 +47,11 @@ class FolderSource(Source):
             raise DatasetError(
                 f"{self.name} has a folder for each class in {self.root}, named after it, and there is none; move the "
                 f"pictures of each class into {self.root / 'NAME_OF_THE_CLASS'}."
+            )
+        if foreign := [printable(name) for name in names if printable(name) != name]:
+            raise DatasetError(
+                f"the folders of {self.name} name its classes, in UTF-8, and these in {self.root} do not: "
+                f"{', '.join(foreign[:_LISTED])}. Rename them."
             )
         return tuple(names)
 

@@ -18,6 +18,7 @@ from detectron2.data.transforms import ResizeShortestEdge
 from numpy.typing import NDArray
 from PIL import Image
 
+from ode_detect.media import printable
 from ode_detect.media.errors import DatasetError, Problem
 from ode_detect.media.images import opened, orientation, read_image
 
@@ -87,7 +88,7 @@ class Checked:
                 new = ResizeShortestEdge.get_output_shape(
                     height, width, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
                 )
-                factors[image["id"]] = np.array([new[1] / width, new[0] / height])
+                factors[image["id"]] = np.array([max(1, new[1]) / width, max(1, new[0]) / height])
         objects = [a for a in self.content["annotations"] if not a["iscrowd"]]
         sizes = [np.array(a["bbox"][2:], dtype=np.float64) * factors[a["image_id"]] for a in objects]
         return np.array(sizes, dtype=np.float64).reshape(-1, 2)
@@ -116,7 +117,7 @@ class Checked:
             "boxes": boxes,
             "labels": [names[a["category_id"]] for a in mine],
             "ignored": [bool(a["iscrowd"]) for a in mine],
-            "name": image["file_name"],
+            "name": printable(image["file_name"]),
         }
 
 
