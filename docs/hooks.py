@@ -5,6 +5,7 @@ Markers in a page, each on a line of its own:
 - ``<!-- results: results/NAME.json -->`` and ``<!-- /results -->``: the table of a file, as in README.md;
 - ``<!-- other results -->``: the tables and pictures of all files in results/ that no page names;
 - ``<!-- config keys -->``: the reference of our config keys;
+- ``<!-- unused keys -->``: the keys of Detectron2 that are refused;
 - ``<!-- configs -->``: the files in configs/ that can be run, with what their headers say.
 """
 
@@ -19,7 +20,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
-from ode_detect.engine.config_reference import read_keys, to_markdown
+from ode_detect.engine.config_reference import read_keys, to_markdown, unused_to_markdown
 from ode_detect.report.readme import fill
 from ode_detect.report.results import Results
 
@@ -44,6 +45,7 @@ def on_page_markdown(markdown: str, *, config: MkDocsConfig, **_: Any) -> str:
             markdown = markdown.replace("<!-- other results -->", other_results(pages, root))
         if "<!-- config keys -->" in markdown:
             markdown = markdown.replace("<!-- config keys -->", to_markdown(read_keys()))
+        markdown = markdown.replace("<!-- unused keys -->", unused_to_markdown())
         if "<!-- configs -->" in markdown:
             markdown = markdown.replace("<!-- configs -->", configs(root))
         return fill(markdown, root)

@@ -7,8 +7,9 @@ Examples:
     python tools/check_dataset.py --images photos --annotations train.json
     python tools/check_dataset.py --images JPEGImages --annotations Annotations --split ImageSets/Main/test.txt
 
-Every picture is decoded. DIR of --output gets check.json, and for each data set NAME.png (classes, sizes, shapes, with
-the anchors of the config) and with --draw NAME_samples.jpg. --fix writes repaired annotations as COCO JSON,
+Every picture is decoded. DIR of --output gets check.json, and for each data set NAME.png (classes, sizes and shapes as
+the network sees them, with the anchors of the config; for a set that is trained and tested on, NAME_test.png too) and
+with --draw NAME_samples.jpg. --fix writes repaired annotations as COCO JSON,
 changes.txt, which lists every change, and custom.yaml, the lines that use them in a config; originals are not touched.
 
 Exit code: 0 nothing is wrong; 1 something is, repaired or not; 2 a mistake on the command line; 130 stopped.
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
     from ode_detect.detection.check import Checked
+    from ode_detect.media.errors import Problem
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -55,7 +57,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> None:
     """Parse, check, report, repair."""
-    from ode_detect.detection.check import check, overlaps, unused
+    from ode_detect.detection.check import check, class_problems, overlaps, unused
+    from ode_detect.detection.model import head_name
     from ode_detect.media.errors import DatasetError, Problem
     from ode_detect.media.places import refuse_as_path
 
@@ -72,16 +75,19 @@ def main(arguments: list[str]) -> None:
             wrong.append(Problem("data sets that cannot be checked", (str(error),)))
             print(f"{source.name}\n  wrong: {error}\n")
             continue
-        _show(checked[-1], cfg)
+        _show(checked[-1], cfg, train, test)
     between = overlaps(checked, train, test)
+    if cfg is not None:
+        between += class_problems(checked, cfg.MODEL[head_name(cfg)].NUM_CLASSES)
+        between += _sizes(cfg, checked, train, test)
     wrong += between + [problem for one in checked for problem in one.problems]
     notes = unused(checked)
     for word, problems in (("wrong", between), ("note", notes)):
         for problem in problems:
-            print(f"{word}: {problem}")
+            print(f"{word}: {problem}{'' if problem.done or word == 'note' else ' [stops training]'}")
     output = Path(args.output)
     _refuse_overwriting(args, checked)
-    _report(output, cfg, checked, between, notes, args.draw)
+    _report(output, cfg, (train, test), checked, between, notes, args.draw)
     if args.fix and checked:
         _fix(Path(args.fix), checked, train, test)
     print(f"{f'kinds of mistakes found: {len(wrong)}' if wrong else 'nothing is wrong'}; report in {output}")
@@ -94,8 +100,8 @@ def _sources(args: argparse.Namespace) -> tuple[CfgNode | None, list[Any], list[
     from ode_detect.detection.custom import Source, source_of
     from ode_detect.engine.config import ConfigError, load_config
     from ode_detect.engine.tasks import get_task
-    from ode_detect.media import printable
     from ode_detect.media.errors import DatasetError
+    from ode_detect.media.names import printable
 
     if args.config_file:
         cfg = load_config(args.config_file, args.overrides)
@@ -128,7 +134,7 @@ def _refuse_overwriting(args: argparse.Namespace, checked: list[Checked]) -> Non
     read = [Path(args.config_file)] if args.config_file else []
     for one in checked:
         name = one.source.name
-        targets += [Path(args.output) / f"{name}{suffix}" for suffix in (".png", "_samples.jpg")]
+        targets += [Path(args.output) / f"{name}{suffix}" for suffix in (".png", "_test.png", "_samples.jpg")]
         read += [*one.source.files(), *(one.source.images / image["file_name"] for image in one.content["images"])]
         if args.fix:
             targets += [Path(args.fix) / file for file in (f"{name}_fixed.json", "changes.txt", "custom.yaml")]
@@ -140,52 +146,79 @@ def _refuse_overwriting(args: argparse.Namespace, checked: list[Checked]) -> Non
         )
 
 
-def _show(one: Checked, cfg: CfgNode | None) -> None:
+def _show(one: Checked, cfg: CfgNode | None, train: list[str], test: list[str]) -> None:
     """Print what is in a data set, and what is wrong."""
     from ode_detect.report.datasets import class_table, size_table
 
-    numbers = _numbers(one, cfg)
     print(f"\n{one.source.name}: " + ", ".join(f"{count} {what}" for what, count in one.counts().items()))
     print(class_table(one.classes()))
-    print(f"sizes (square root of the area) in {numbers['unit']}")
-    print(size_table(numbers["boxes"], numbers["anchors"]))
-    if "covered" in numbers:
-        print(
-            f"  {100 * numbers['covered']:.1f} % of the objects have an anchor of about their shape "
-            f"(IoU of {numbers['least']:g} or more when centred)"
-        )
+    for numbers in _numbers(one, cfg, train, test):
+        print(f"sizes (square root of the area) in {numbers['unit']}")
+        print(size_table(numbers["boxes"], numbers["anchors"]))
+        if numbers["covered"] is not None:
+            print(
+                f"  median {numbers['median']:.0f}; {100 * numbers['covered']:.1f} % of the objects have an anchor of "
+                f"about their shape (IoU of {numbers['least']:g} or more when centred)"
+            )
     for word, problems in (("wrong", one.problems), ("note", one.notes)):
         for problem in problems:
             print(f"  {word}: {problem}{'' if problem.done or word == 'note' else ' [stops training]'}")
 
 
-def _numbers(one: Checked, cfg: CfgNode | None) -> dict[str, Any]:
-    """Sizes of boxes and anchors, the unit, and how many boxes an anchor fits."""
+def _numbers(one: Checked, cfg: CfgNode | None, train: list[str], test: list[str]) -> list[dict[str, Any]]:
+    """Sizes of boxes and anchors, the unit, and how many boxes an anchor fits: in training, in the test, or in both."""
     import numpy as np
 
-    from ode_detect.detection.check import anchors, best_overlap
-    from ode_detect.detection.model import head_name
+    from ode_detect.detection.sizes import anchors, covered, median_size, positive_overlap
 
-    boxes = one.boxes(cfg)
     if cfg is None:
-        return {"boxes": boxes, "anchors": np.zeros((0, 2)), "unit": "pixels"}
-    shapes, unit = anchors(cfg), "pixels of the network's input"
-    # The overlap at which an anchor becomes a positive example.
-    least = (cfg.MODEL.RETINANET if head_name(cfg) == "RETINANET" else cfg.MODEL.RPN).IOU_THRESHOLDS[-1]
-    numbers = {"boxes": boxes, "anchors": shapes, "unit": unit, "least": least}
-    if len(boxes) and len(shapes):
-        numbers["covered"] = float((best_overlap(boxes, shapes) >= least).mean())
+        return [{"boxes": one.boxes(), "anchors": np.zeros((0, 2)), "unit": "pixels", "covered": None}]
+    uses = [("training", True)] * (one.source.name in train) + [("the test", False)] * (one.source.name in test)
+    numbers = []
+    for use, is_train in uses:
+        boxes = one.boxes(cfg, is_train=is_train)
+        seen = {"boxes": boxes, "anchors": anchors(cfg), "least": positive_overlap(cfg), "use": use}
+        of_boxes = {"covered": covered(cfg, boxes), "median": median_size(boxes) if len(boxes) else None}
+        numbers.append({**seen, **of_boxes, "unit": f"pixels of the network's input in {use}"})
     return numbers
 
 
+def _sizes(cfg: CfgNode, checked: list[Checked], train: list[str], test: list[str]) -> list[Problem]:
+    """What is wrong with the sizes that the network sees: other ones in the test, or none that an anchor fits."""
+    import numpy as np
+
+    from ode_detect.detection.sizes import anchor_problems, size_problems
+
+    trained, tested = (
+        [(one.source.name, one.boxes(cfg, is_train=part is train)) for one in checked if one.source.name in part]
+        for part in (train, test)
+    )
+    problems = [
+        problem
+        for part, use in ((trained, "training"), (tested, "the test"))
+        for name, boxes in part
+        for problem in anchor_problems(cfg, name, boxes, use)
+    ]
+    if trained:
+        together = ", ".join(name for name, _ in trained), np.concatenate([boxes for _, boxes in trained])
+        problems += size_problems(cfg, together, tested)
+    return problems
+
+
 def _report(
-    output: Path, cfg: CfgNode | None, checked: list[Checked], between: list[Any], notes: list[Any], draw: int
+    output: Path,
+    cfg: CfgNode | None,
+    parts: tuple[list[str], list[str]],
+    checked: list[Checked],
+    between: list[Any],
+    notes: list[Any],
+    draw: int,
 ) -> None:
     """Write check.json, plots, and sheets of samples."""
     from dataclasses import asdict
 
     from ode_detect.report.datasets import Sample, plot_dataset, sample_sheet
-    from ode_detect.report.files import whole
+    from ode_detect.report.files import write_text
 
     content: dict[str, Any] = {
         "datasets": [],
@@ -193,7 +226,7 @@ def _report(
         "notes": list(map(asdict, notes)),
     }
     for one in checked:
-        numbers = _numbers(one, cfg)
+        seen = _numbers(one, cfg, *parts)
         content["datasets"].append(
             {
                 "name": one.source.name,
@@ -201,27 +234,27 @@ def _report(
                 "annotations": str(one.source.annotations),
                 "counts": one.counts(),
                 "classes": one.classes(),
-                "covered by anchors": numbers.get("covered"),
+                "seen in": {n["use"]: {"median size": n["median"], "covered": n["covered"]} for n in seen if cfg},
                 "problems": [asdict(problem) for problem in one.problems],
                 "notes": [asdict(problem) for problem in one.notes],
             }
         )
         name = one.source.name
-        plot_dataset(
-            name, one.classes(), numbers["boxes"], numbers["anchors"], output / f"{name}.png", unit=numbers["unit"]
-        )
+        for number, numbers in enumerate(seen):
+            path = output / (f"{name}_test.png" if number else f"{name}.png")
+            plot_dataset(name, one.classes(), numbers["boxes"], numbers["anchors"], path, unit=numbers["unit"])
         samples = [Sample(**numbers) for numbers in one.samples(draw)] if draw else []
         if samples:
             sample_sheet(samples, output / f"{name}_samples.jpg", title=f"{name}: annotated samples")
-    with whole(output / "check.json") as file:
-        file.write_text(json.dumps(content, indent=2) + "\n")
+    write_text(output / "check.json", json.dumps(content, indent=2) + "\n")
 
 
 def _fix(folder: Path, checked: list[Checked], train: list[str], test: list[str]) -> None:
     """Write repaired copies and say how to use them."""
     from ode_detect.detection.check import overlaps
     from ode_detect.detection.repaired import snippet, write_repaired
-    from ode_detect.media import printable
+    from ode_detect.media.names import printable
+    from ode_detect.report.files import write_text
 
     copies, lines = [], []
     tested = frozenset(f.digest for one in checked if one.source.name in test for f in one.files.values()) - {""}
@@ -232,9 +265,9 @@ def _fix(folder: Path, checked: list[Checked], train: list[str], test: list[str]
         copies.append(copy)
         lines += [f"{copy.annotations}: {copy.lost} pictures left out"]
         lines += [f"  {change}" for change in copy.changes or ("nothing to change",)]
-    (folder / "changes.txt").write_text("\n".join(map(printable, lines)) + "\n", encoding="utf-8")
+    write_text(folder / "changes.txt", "\n".join(map(printable, lines)) + "\n")
     text = snippet(copies, train, test)
-    (folder / "custom.yaml").write_text(text)
+    write_text(folder / "custom.yaml", text)
     print(
         f"\nrepaired copies in {folder}; changes.txt lists every change. In the config (also in custom.yaml):\n\n{text}"
     )

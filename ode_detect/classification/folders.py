@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from ode_detect.media.errors import DatasetError
 from ode_detect.media.images import read_image
-from ode_detect.media.inputs import PICTURES, printable
+from ode_detect.media.inputs import PICTURES
+from ode_detect.media.names import one_line
 from ode_detect.ode.names import UnknownNameError, check_name
 
 from .sources import Pictures, Source
@@ -41,35 +42,58 @@ class FolderSource(Source):
 
     def class_names(self) -> tuple[str, ...]:
         """The names of the folders, sorted; hidden ones are left out."""
-        names = [path.name for path in self.root.iterdir() if path.is_dir()] if self.root.is_dir() else []
-        names = sorted(name for name in names if not name.startswith("."))
-        if not names:
+        return tuple(self._folders())
+
+    def _folders(self) -> dict[str, Path]:
+        """The folder of each class, in the order of the names as `one_line` gives them."""
+        paths = [path for path in self.root.iterdir() if path.is_dir()] if self.root.is_dir() else []
+        paths = [path for path in paths if not path.name.startswith(".")]
+        folders = {one_line(path.name): path for path in paths}
+        if not paths:
             raise DatasetError(
                 f"{self.name} has a folder for each class in {self.root}, named after it, and there is none; move the "
                 f"pictures of each class into {self.root / 'NAME_OF_THE_CLASS'}."
             )
-        if foreign := [printable(name) for name in names if printable(name) != name]:
+        if len(folders) < len(paths):
+            twice = [ascii(path.name) for path in paths if folders[one_line(path.name)] != path]
             raise DatasetError(
-                f"the folders of {self.name} name its classes, in UTF-8, and these in {self.root} do not: "
-                f"{', '.join(foreign[:_LISTED])}. Rename them."
+                f"{self.name} has one folder for each class, and in {self.root} the name of another one looks the same "
+                f"as {', '.join(twice)}. Join them."
             )
-        return tuple(names)
+        return dict(sorted(folders.items()))
 
     def read(self, format: str, side: int) -> Pictures:
-        """List the pictures; decode them if all have one size (``side``, if that is given) and fit into memory."""
-        names, files, labels = self.class_names(), [], []
-        found = [_pictures_in(self.root / name) for name in names]
-        empty = [name for name, inside in zip(names, found, strict=True) if not inside]
-        if empty:
-            raise DatasetError(
-                f"each class of {self.name} has a picture, and in {self.root} there is none in: {', '.join(empty)}. "
-                f"Add pictures ({', '.join(sorted(PICTURES))}), or delete the folders."
-            )
+        """List the pictures; decode them if all have one size (``side``, if that is given) and fit into memory.
+
+        A class may have none: `require_pictures` refuses that where it is to be learnt.
+        """
+        files, labels = [], []
+        found = [_pictures_in(folder) for folder in self._folders().values()]
+        if not any(found):
+            self.require_pictures([])
         for number, inside in enumerate(found):
             files += inside
             labels += [number] * len(inside)
         images = self._decode(files, format, side)
         return Pictures(labels, None if images is None else torch.from_numpy(images), tuple(files), format)
+
+    def require_pictures(self, labels: Iterable[int]) -> None:
+        """Check that each class has a picture, as one that is to be learnt needs.
+
+        Args:
+            labels: of the pictures that there are.
+
+        Raises:
+            DatasetError: one has none.
+        """
+        there = set(labels)
+        empty = [name for number, name in enumerate(self.class_names()) if number not in there]
+        if empty:
+            raise DatasetError(
+                f"each class of {self.name} has a picture, and in {self.root} there is none in: {', '.join(empty)}. "
+                f"Add pictures ({', '.join(sorted(PICTURES))}), or delete the folders, also those of the other data "
+                "sets. (Only in test data a folder may be empty.)"
+            )
 
     def _decode(self, files: Sequence[str], format: str, side: int) -> NDArray[np.uint8] | None:
         decoding = _Decoding(files, format)

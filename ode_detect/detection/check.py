@@ -14,16 +14,17 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data.transforms import ResizeShortestEdge
 from numpy.typing import NDArray
 from PIL import Image
 
-from ode_detect.media import printable
 from ode_detect.media.errors import DatasetError, Problem
 from ode_detect.media.images import opened, orientation, read_image
+from ode_detect.media.names import is_file, printable
 
-from .annotations import Content, repair, usable
+from .annotations import Content, nothing_counts, repair, same_pictures, spread, spread_problem, usable
+from .classes import Classes, difference, listed
 from .custom import Source
+from .mapper import scale_factors
 
 
 @dataclass(frozen=True)
@@ -78,19 +79,15 @@ class Checked:
         counts = Counter(a["category_id"] for a in self.content["annotations"] if not a["iscrowd"])
         return {c["name"]: counts[c["id"]] for c in sorted(self.content["categories"], key=lambda c: c["id"])}
 
-    def boxes(self, cfg: CfgNode | None = None) -> NDArray[np.float64]:
+    def boxes(self, cfg: CfgNode | None = None, *, is_train: bool = False) -> NDArray[np.float64]:
         """Width and height of each object, in pixels of the network's input; of the file without ``cfg``. (N, 2)."""
-        factors = {}
-        for image in self.content["images"]:
-            factors[image["id"]] = np.array([1.0, 1.0])
-            if cfg is not None and cfg.INPUT.MIN_SIZE_TEST:
-                height, width = image["height"], image["width"]
-                new = ResizeShortestEdge.get_output_shape(
-                    height, width, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
-                )
-                factors[image["id"]] = np.array([max(1, new[1]) / width, max(1, new[0]) / height])
+        images = self.content["images"]
+        factors = np.ones((len(images), 2))
+        if cfg is not None:
+            factors = scale_factors(cfg, [(i["height"], i["width"]) for i in images], is_train=is_train)
+        by_id = {image["id"]: factor for image, factor in zip(images, factors, strict=True)}
         objects = [a for a in self.content["annotations"] if not a["iscrowd"]]
-        sizes = [np.array(a["bbox"][2:], dtype=np.float64) * factors[a["image_id"]] for a in objects]
+        sizes = [np.array(a["bbox"][2:], dtype=np.float64) * by_id[a["image_id"]] for a in objects]
         return np.array(sizes, dtype=np.float64).reshape(-1, 2)
 
     def samples(self, count: int) -> list[dict[str, Any]]:
@@ -121,31 +118,6 @@ class Checked:
         }
 
 
-def anchors(cfg: CfgNode) -> NDArray[np.float64]:
-    """Width and height of each anchor of a config, in pixels of the network's input, shape (N, 2)."""
-    generator = cfg.MODEL.ANCHOR_GENERATOR
-    sizes, ratios = generator.SIZES, generator.ASPECT_RATIOS
-    levels = max(len(sizes), len(ratios))
-    shapes = {
-        (size / ratio**0.5, size * ratio**0.5)
-        for of_level, by in zip(_spread(sizes, levels), _spread(ratios, levels), strict=True)
-        for size, ratio in itertools.product(of_level, by)
-    }
-    return np.array(sorted(shapes), dtype=np.float64).reshape(-1, 2)
-
-
-def best_overlap(boxes: NDArray[np.float64], shapes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Intersection over union of each box with the best anchor, both centred at one point, shape (N,).
-
-    Args:
-        boxes: width and height, shape (N, 2).
-        shapes: those of the anchors, shape (M, 2).
-    """
-    shared = np.minimum(boxes[:, None], shapes[None]).prod(axis=2)
-    union = boxes.prod(axis=1)[:, None] + shapes.prod(axis=1)[None] - shared
-    return np.asarray((shared / union).max(axis=1))
-
-
 def check(source: Source, *, progress: Callable[[int], object] = lambda done: None) -> Checked:
     """Check one data set, and decode every picture of it.
 
@@ -159,13 +131,13 @@ def check(source: Source, *, progress: Callable[[int], object] = lambda done: No
     raw, problems = source.read_raw()
     content, found = repair(raw, source.images)
     if any(not problem.done for problem in found):
-        content, again = repair(usable(raw, found, source.images), source.images)
+        content, again = repair(usable(content, found, source.images), source.images)
         fatal = [str(problem) for problem in again if not problem.done]
         if fatal:
             raise DatasetError(f"{source.annotations} cannot be put in order by itself:\n  " + "\n  ".join(fatal))
         found = found + [p for p in again if p.rule not in {q.rule for q in found}]
     files = _look_at(content["images"], source.images, progress)
-    problems = [*problems, *found, *_repeated_boxes(content), *_picture_problems(content, files)]
+    problems = [*problems, *found, *_repeated_boxes(content), *_picture_problems(content, files), *_no_object(content)]
     return Checked(source, content, files, tuple(problems), tuple(_notes(content, files)))
 
 
@@ -189,6 +161,28 @@ def overlaps(checked: Sequence[Checked], train: Sequence[str], test: Sequence[st
     return problems
 
 
+def class_problems(checked: Sequence[Checked], known: int) -> list[Problem]:
+    """Data sets with other classes than the first, or than the network has.
+
+    Args:
+        checked: those for training first.
+        known: how many classes the network has.
+    """
+    classes = []
+    for one in checked:
+        categories = sorted(one.content["categories"], key=lambda category: category["id"])
+        names = tuple(category["name"] for category in categories)
+        classes.append(Classes(one.source.name, names, one.source.annotations.is_dir()))
+    apart = tuple(wrong for other in classes[1:] if (wrong := difference(classes[0], other)))
+    if apart:
+        return [Problem("data sets with other classes than the first", apart)]
+    if classes and len(classes[0].names) != known:
+        names = classes[0].names
+        text = f"{len(names)} ({listed(names)}), and the network has {known}; set its NUM_CLASSES to {len(names)}."
+        return [Problem("numbers of classes that are not those of the network", (text,))]
+    return []
+
+
 def unused(checked: Sequence[Checked]) -> list[Problem]:
     """Picture files beside those of the data sets that none of them names."""
     suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
@@ -197,7 +191,8 @@ def unused(checked: Sequence[Checked]) -> list[Problem]:
         named[one.source.images].update(Path(path) for _, path, _ in _pictures(one))
     notes = []
     for folder, files in named.items():
-        rest = sorted(f.name for f in folder.iterdir() if f.suffix.lower() in suffixes and f not in files)
+        beside = [file for file in folder.iterdir() if file.suffix.lower() in suffixes and file not in files]
+        rest = sorted(file.name for file in beside if not file.name.startswith("."))
         if rest:
             notes.append(Problem(f"pictures in {folder} that no checked data set names", tuple(rest), "not used"))
     return notes
@@ -221,11 +216,10 @@ def _look_at(images: Sequence[dict[str, Any]], folder: Path, progress: Callable[
 
 def look_at(path: Path) -> File:
     """Decode a picture and say what it is."""
-    # Path.exists raises where a name is too long.
-    if not os.path.exists(path):  # noqa: PTH110
-        return File(error=f"{path} is not there")
-    if not path.is_file():
-        return File(error=f"{path} is a folder, a pipe or a device, not a file")
+    if not is_file(path):
+        # Path.exists raises where a name is too long.
+        kind = "a folder, a pipe or a device, not a file" if os.path.exists(path) else "not there"  # noqa: PTH110
+        return File(error=f"{path} is {kind}")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     try:
         height, width = read_image(path, "RGB").shape[:2]
@@ -261,11 +255,12 @@ def _picture_problems(content: Content, files: dict[int, File]) -> list[Problem]
             broken.append(file.error)
         elif file.size != said:
             (turned if stored_size(file) == said else scaled if same_shape(file.size, said) else other).append(text)
-    twice = defaultdict(list)
-    for image in content["images"]:
-        if files[image["id"]].digest:
-            twice[files[image["id"]].digest].append(image["file_name"])
-    copies = tuple(" = ".join(names) for names in twice.values() if len(names) > 1)
+    digests = {number: file.digest for number, file in files.items() if file.digest}
+    apart = spread(content, digests)
+    names = {image["id"]: image["file_name"] for image in content["images"]}
+    copies = tuple(
+        " = ".join(names[number] for number in ids) for ids in same_pictures(content, digests) if ids not in apart
+    )
     rules = {
         "pictures that are not there": missing,
         "pictures that cannot be read": broken,
@@ -274,7 +269,13 @@ def _picture_problems(content: Content, files: dict[int, File]) -> list[Problem]
         "pictures of another size and shape than annotated": other,
     }
     problems = [Problem(rule, tuple(where)) for rule, where in rules.items() if where]
+    problems += [spread_problem(content, apart, "kept")] if apart else []
     return problems + ([Problem("pictures that are there twice (same bytes)", copies, "kept")] if copies else [])
+
+
+def _no_object(content: Content) -> list[Problem]:
+    reason = nothing_counts(content["annotations"], difficult=False)
+    return [Problem("data sets without an object that counts", (reason,))] if reason else []
 
 
 def stored_size(file: File) -> tuple[int, int]:
@@ -314,7 +315,3 @@ def _notes(content: Content, files: dict[int, File]) -> list[Problem]:
     used = {a["category_id"] for a in content["annotations"] if not a["iscrowd"]}
     empty = tuple(c["name"] for c in content["categories"] if c["id"] not in used)
     return notes + ([Problem("classes without an object", empty, "kept")] if empty else [])
-
-
-def _spread(levels: Any, count: int) -> list[Any]:
-    return list(levels) * count if len(levels) == 1 else list(levels)

@@ -15,10 +15,13 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ode_detect.media.errors import DatasetError, Problem
+from ode_detect.media.text import is_ascii
 from ode_detect.ode.names import UnknownNameError, check_name
 
 from .annotations import Content, read_coco, repair, to_records
+from .classes import Classes
 from .errors import refuse
+from .formats import other_file
 from .voc import read_voc, write_voc
 
 _REQUIRED = ("NAME", "IMAGES", "ANNOTATIONS")
@@ -82,6 +85,8 @@ class Source:
                 f"SPLIT and CLASSES belong to VOC XML, where ANNOTATIONS is a folder; {self.annotations} of "
                 f"{self.name!r} is a file, and COCO JSON names its pictures and categories itself. Leave them out."
             )
+        if other_file(self.annotations):
+            raise DatasetError(f"{self.annotations} of {self.name!r} is no COCO JSON. {other_file(self.annotations)}")
         return read_coco(self.annotations), []
 
 
@@ -105,6 +110,14 @@ def source_of(name: str) -> Source:
         f"a data set is checked if it is COCO JSON or VOC XML; {name} is {metadata.get('evaluator_type', 'neither')}. "
         "Convert its annotations to COCO JSON."
     )
+
+
+def class_names(name: str) -> Classes | None:
+    """The classes of a registered data set; None where they are not known before it is read."""
+    metadata = MetadataCatalog.get(name)
+    names, source = metadata.get("thing_classes"), metadata.get("source")
+    xml = source is not None and source.annotations.is_dir()
+    return None if names is None else Classes(name, tuple(names), xml)
 
 
 def register(entry: Any) -> None:
@@ -138,8 +151,8 @@ def load_with_truth(name: str) -> list[dict[str, Any]] | None:
     """Read a data set of one's own as `load` does, and write what it is evaluated against.
 
     COCO's and VOC's AP are computed from files. They get the repaired annotations, in a folder that is deleted when
-    Python ends. None is needed where COCO JSON is in order, and for VOC XML evaluated by COCO's AP, which the evaluator
-    converts from `load`.
+    Python ends. None is needed where COCO JSON is in order and ASCII, which pycocotools reads as we do whatever the
+    system's encoding, and for VOC XML evaluated by COCO's AP, which the evaluator converts from `load`.
 
     Returns:
         Dataset dicts in Detectron2's format; None for a data set that is not one's own.
@@ -155,7 +168,7 @@ def load_with_truth(name: str) -> list[dict[str, Any]] | None:
 
 
 def _write_truth(source: Source, content: Content, problems: list[Problem]) -> None:
-    if source.evaluator == "coco" and not problems:
+    if source.evaluator == "coco" and not problems and is_ascii(source.annotations):
         _set(source.name, json_file=str(source.annotations))
         return
     # Named by what it holds, because Detectron2 remembers what it has read from a file.

@@ -14,6 +14,7 @@ from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from fvcore.transforms.transform import Transform
+from numpy.typing import NDArray
 
 from ode_detect.media.errors import DatasetError
 from ode_detect.media.images import read_image
@@ -91,7 +92,7 @@ class Mapper(DatasetMapper):
         super()._transform_annotations(dataset_dict, transforms, image_shape)
 
 
-class Resize(T.ResizeShortestEdge):
+class ResizeShortestEdge(T.ResizeShortestEdge):
     """Detectron2's, but that no side of a strip becomes 0."""
 
     def get_transform(self, image: np.ndarray) -> Transform:
@@ -103,9 +104,11 @@ class Resize(T.ResizeShortestEdge):
 
 
 def at_least_a_pixel(augmentations: Sequence[Any]) -> list[Any]:
-    """Detectron2's augmentations, with `Resize` for its own."""
+    """Detectron2's augmentations, with our own `ResizeShortestEdge`."""
     return [
-        Resize(a.short_edge_length, a.max_size, a.sample_style, a.interp) if type(a) is T.ResizeShortestEdge else a
+        ResizeShortestEdge(a.short_edge_length, a.max_size, a.sample_style, a.interp)
+        if type(a) is T.ResizeShortestEdge
+        else a
         for a in augmentations
     ]
 
@@ -129,11 +132,60 @@ class ScaleJitter(T.Augmentation):
         return T.ResizeTransform(height, width, max(1, round(height * factor)), max(1, round(width * factor)))
 
 
+def scale_factors(cfg: CfgNode, sizes: Sequence[tuple[int, int]], *, is_train: bool) -> NDArray[np.float64]:
+    """By what pictures are resized, on the average over what is drawn at random.
+
+    Args:
+        cfg: with the ``INPUT`` keys.
+        sizes: height and width of each picture.
+        is_train: as in training, else as in the test.
+
+    Returns:
+        The factors of width and height, shape (N, 2).
+    """
+    augmentations = Mapper.from_config(cfg, is_train)["augmentations"]
+    draws = max(1, min(16, 4000 // max(len(sizes), 1))) if is_train else 1
+    state = np.random.get_state()  # which is that of the training
+    np.random.seed(0)
+    try:
+        logs = [
+            np.mean([np.log(_scaled(augmentations, height, width)) for _ in range(draws)], axis=0)
+            for height, width in sizes
+        ]
+    finally:
+        np.random.set_state(state)
+    return np.asarray(np.exp(np.array(logs, dtype=np.float64).reshape(-1, 2)))
+
+
+def _scaled(augmentations: list[Any], height: int, width: int) -> tuple[float, float]:
+    """The factors of width and height by the transforms that are drawn for one picture."""
+    x, y = 1.0, 1.0
+    for augmentation in augmentations:
+        if not isinstance(augmentation, (ScaleJitter, T.ResizeShortestEdge, T.RandomCrop)):
+            continue
+        # Only the shape is looked at.
+        transform = augmentation.get_transform(np.broadcast_to(np.uint8(0), (height, width, 3)))
+        if isinstance(transform, T.ResizeTransform):
+            new_height, new_width = max(transform.new_h, 1), max(transform.new_w, 1)
+            x, y = x * new_width / width, y * new_height / height
+            height, width = new_height, new_width
+        elif isinstance(transform, T.CropTransform):
+            height, width = max(transform.h, 1), max(transform.w, 1)
+    return x, y
+
+
 def _augmentations(cfg: CfgNode, base: list[Any]) -> list[Any]:
     augmentations = list(base)
     if cfg.INPUT.SCALE_JITTER:
         smallest, largest = cfg.INPUT.SCALE_JITTER
-        augmentations.insert(0, ScaleJitter(smallest, largest))
+        first: list[Any] = [ScaleJitter(smallest, largest)]
+        if max(cfg.INPUT.MIN_SIZE_TRAIN):
+            # Detectron2 resizes what the crop has left, by which a crop of so many pixels would say how large objects
+            # are. Where MIN_SIZE_TRAIN is 0 nothing is resized there, and what is drawn keeps its order.
+            resize = next(a for a in augmentations if isinstance(a, T.ResizeShortestEdge))
+            augmentations.remove(resize)
+            first.insert(0, resize)
+        augmentations = first + augmentations
     if cfg.INPUT.ANY_ORIENTATION:
         augmentations.append(T.RandomRotation([0, 90, 180, 270], sample_style="choice"))
     if cfg.INPUT.COLOR_JITTER:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PureWindowsPath
 from typing import Any
 from xml.etree import ElementTree
 
 from ode_detect.media.errors import DatasetError, Problem
+from ode_detect.media.inputs import PICTURES
+from ode_detect.media.names import by_stem, is_file, other_spellings, same_name
+from ode_detect.media.text import read_text, read_xml
+
+from .formats import other_folder, other_xml
 
 
 def read_voc(
@@ -33,16 +38,17 @@ def read_voc(
     Raises:
         DatasetError: a file of the split is missing, or is not VOC XML.
     """
-    names, problems = _names(annotations, split)
-    files: dict[str, list[str]] = {}
-    for file in sorted(images.iterdir()):
-        files.setdefault(file.stem, []).append(file.name)
+    xml = by_stem(annotations, {".xml"})
+    names, problems = _names(annotations, xml, split)
+    files = by_stem(images, PICTURES)
     pictures: list[dict[str, Any]] = []
     objects: list[tuple[int, str, dict[str, Any]]] = []
     missing = []
     for number, name in enumerate(names, start=1):
-        file = annotations / f"{name}.xml"
-        root = _parse(file)
+        file = annotations / _only(xml[name], f"{name}.xml", annotations)
+        root = read_xml(file)
+        if other_xml(root.tag, file):
+            raise DatasetError(other_xml(root.tag, file))
         picture = _picture(name, root, files, images)
         if not picture:
             missing.append(f"{images / name}.*")
@@ -53,7 +59,7 @@ def read_voc(
     if missing:
         problems.append(Problem("pictures that are not there", tuple(missing)))
     found = Counter(label for _, label, _ in objects)
-    classes = list(classes) or sorted(found)
+    classes = list(map(same_name, classes)) or sorted(found)
     unknown = tuple(f"{label!r} ({count} objects)" for label, count in found.items() if label not in classes)
     if unknown:
         problems.append(Problem(f"names that are not among the classes ({', '.join(classes)})", unknown))
@@ -67,14 +73,19 @@ def read_voc(
     return {"images": pictures, "annotations": boxes, "categories": categories}, problems
 
 
-def _names(annotations: Path, split: Path | None) -> tuple[list[str], list[Problem]]:
+def _names(
+    annotations: Path, there: Mapping[str, Sequence[str]], split: Path | None
+) -> tuple[list[str], list[Problem]]:
     """The ids of a split, each once, in its order."""
-    there = {file.stem for file in annotations.glob("*.xml")}
     if split is None:
         names = sorted(there)
     else:
-        names = [line.strip() for line in split.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [same_name(line.strip()) for line in read_text(split).splitlines() if line.strip()]
     absent = [name for name in dict.fromkeys(names) if name not in there]
+    if not there:
+        raise DatasetError(
+            f"VOC XML is one file ID.xml for each picture, and {annotations} has none. {other_folder(annotations)}"
+        )
     if absent or not names:
         flagged = any(name.split()[0] in there for name in absent)
         hint = " VOC's lists of one class have a second column; take a list of ids alone." if flagged else ""
@@ -88,32 +99,33 @@ def _names(annotations: Path, split: Path | None) -> tuple[list[str], list[Probl
     return list(dict.fromkeys(names)), problems
 
 
-def _parse(file: Path) -> ElementTree.Element:
-    try:
-        return ElementTree.parse(file).getroot()
-    except (ElementTree.ParseError, OSError, ValueError) as error:
-        raise DatasetError(f"{file} is not XML ({error}). Correct it, or take its id out of the split.") from error
-
-
-def _picture(name: str, root: ElementTree.Element, files: dict[str, list[str]], images: Path) -> str:
+def _picture(name: str, root: ElementTree.Element, files: Mapping[str, Sequence[str]], images: Path) -> str:
     """The picture's file by the name of its XML file, else the one that this names; "" if there is none."""
-    said = root.findtext("filename", "").strip()
     candidates = files.get(name, [])
-    if len(candidates) == 1:
-        return candidates[0]
-    if said and (said in candidates or (not candidates and (images / said).is_file())):
-        return said
+    said = root.findtext("filename", "").strip()
+    if len(candidates) > 1:
+        # What labelImg writes may be a whole path, of another system.
+        last = same_name(PureWindowsPath(said).name)
+        return _only([c for c in candidates if same_name(c) == last] or candidates, name, images)
     if candidates:
+        return candidates[0]
+    said = other_spellings(images, [said]).get(said, said)
+    return said if said and is_file(images / said) else ""
+
+
+def _only(names: Sequence[str], name: str, folder: Path) -> str:
+    if len(names) > 1:
         raise DatasetError(
-            f"the picture of {name}.xml is the one file of that name in {images}; there are {', '.join(candidates)}. "
-            "Take all but one away, or write the right one into <filename>."
+            f"{name} is the one file of that name in {folder}; there are {', '.join(names)}. Take all but one away; "
+            "of pictures, the right one may be named by <filename> in the XML file."
         )
-    return ""
+    return names[0]
 
 
 def _object(element: ElementTree.Element, file: Path) -> tuple[str, dict[str, Any]]:
     """Class, and what COCO says of an object."""
-    label = element.findtext("name", "").strip()
+    # XML may be laid out in lines, also within a name.
+    label = same_name(" ".join(line.strip() for line in element.findtext("name", "").strip().splitlines()))
     try:
         x0, y0, x1, y1 = (float(element.findtext(f"bndbox/{key}", "")) for key in ("xmin", "ymin", "xmax", "ymax"))
     except ValueError:
@@ -128,7 +140,7 @@ def _object(element: ElementTree.Element, file: Path) -> tuple[str, dict[str, An
         last - first + 1 if last > first or not math.isfinite(last - first) else last - first
         for first, last in ((x0, x1), (y0, y1))
     )
-    difficult = int(element.findtext("difficult", "0").strip() == "1")
+    difficult = int(element.findtext("difficult", "0").strip().lower() in ("1", "true"))
     # Some programs count from 0: their left edge would lie at -1.
     x0, y0 = (first - 1 if first != 0 else first for first in (x0, y0))
     box = {"bbox": [x0, y0, width, height], "area": width * height, "iscrowd": difficult, "difficult": difficult}
@@ -171,7 +183,8 @@ def write_voc(content: dict[str, Any], folder: Path, split: str) -> None:
     (folder / "Annotations").mkdir(parents=True, exist_ok=True)
     (folder / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
     for image_id, root in roots.items():
-        ElementTree.ElementTree(root).write(folder / "Annotations" / f"{image_id}.xml", encoding="utf-8")
+        # ASCII, since Detectron2 reads it in the system's encoding, whatever that is.
+        ElementTree.ElementTree(root).write(folder / "Annotations" / f"{image_id}.xml", encoding="us-ascii")
     (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{i}\n" for i in roots))
 
 

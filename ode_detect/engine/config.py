@@ -13,6 +13,8 @@ from detectron2.config import CfgNode, get_cfg
 
 from ode_detect.ode.names import UnknownNameError, check_name
 
+from .config_values import check_values
+
 # The safe loader, that of libyaml where it is installed: it reads ten times as fast.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # What a config has at most; those of Detectron2 have a few kB, and bases of bases.
@@ -120,6 +122,9 @@ def add_ode_config(cfg: CfgNode) -> None:
 
     # Go on when MODEL.WEIGHTS does not fill the network: what is not in the file keeps its random start.
     cfg.MODEL.ALLOW_PARTIAL_WEIGHTS = False
+    # Go on when MODEL.WEIGHTS names other classes than the data: the layers of its classes are taken for those of the
+    # data, the first for the first. The same names in another order are put in order without it.
+    cfg.MODEL.ALLOW_OTHER_CLASSES = False
     # Keep the network, and what goes through it, in the memory format channels_last: convolutions are faster, GN on a
     # CPU many times slower, so flows with GN stay contiguous. Else for networks with BN or FrozenBN.
     cfg.MODEL.CHANNELS_LAST = False
@@ -155,7 +160,9 @@ def add_ode_config(cfg: CfgNode) -> None:
     # Leave pictures without an object out of training. Detectron2's default is True; here they are kept as negatives.
     cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
 
-    # Random scale of a training picture: [smallest, largest] factor, drawn uniformly in the logarithm. [] draws none.
+    # Random scale of a training picture: [smallest, largest] factor, drawn uniformly in the logarithm, of the size that
+    # MIN_SIZE_TRAIN gives it (0: of its own size); CROP comes after it. [] draws none, and then CROP comes before
+    # MIN_SIZE_TRAIN, as in Detectron2.
     cfg.INPUT.SCALE_JITTER = []
     # Turn a training picture by 0, 90, 180 or 270 degrees and mirror it: for pictures without an up, like maps.
     cfg.INPUT.ANY_ORIENTATION = False
@@ -228,7 +235,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
     # Text is read as Python's literals, of which some are too deep to be read.
     except (ValueError, AssertionError, TypeError, MemoryError, RecursionError) as error:
         raise ConfigError(f"{path}: {error} Give a value of the type of the default.") from error
-    _check_ranges(cfg)
+    try:
+        check_values(flat(cfg), default_values())
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     return cfg
 
 
@@ -241,6 +251,13 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
         ConfigError: it is not yaml, too large or too deep, or builds on itself or on what is not there.
     """
     return _merged(_with_bases(Path(path)))
+
+
+def default_values() -> dict[str, Any]:
+    """The values of all keys, `flat`, before anything is set."""
+    cfg = get_cfg()
+    add_ode_config(cfg)
+    return flat(cfg)
 
 
 def flow_settings(cfg: CfgNode) -> tuple[dict[str, int], dict[str, str]]:
@@ -275,28 +292,6 @@ def tolerances(cfg: CfgNode) -> dict[str, Any]:
     """What a method of torchdiffeq is given where it takes the place of fixed steps: arguments of `set_solvers`."""
     ode = cfg.MODEL.ODE
     return {"rtol": ode.RTOL, "atol": ode.ATOL, "max_evaluations": ode.MAX_EVALUATIONS}
-
-
-def _check_ranges(cfg: CfgNode) -> None:
-    if not 0 <= cfg.TEST.SCORE_THRESHOLD <= 1:
-        raise ConfigError(
-            f"TEST.SCORE_THRESHOLD is compared with scores, which lie in [0, 1], and it is {cfg.TEST.SCORE_THRESHOLD}; "
-            "0.5 is usual."
-        )
-    if not 0 < cfg.TEST.FAMILIAR_SHARE < 1:
-        raise ConfigError(
-            f"TEST.FAMILIAR_SHARE is a share in (0, 1), and it is {cfg.TEST.FAMILIAR_SHARE}; 0.99 is usual."
-        )
-    if cfg.TEST.BATCH < 1:
-        raise ConfigError(f"TEST.BATCH counts pictures, 1 or more, and it is {cfg.TEST.BATCH}; 250 is usual.")
-    if cfg.INPUT.SIDE < 0:
-        raise ConfigError(
-            f"INPUT.SIDE is a side in pixels, 0 or more, and it is {cfg.INPUT.SIDE}; 0 takes pictures as they are."
-        )
-    if not 0 < cfg.INPUT.CENTER_SHARE <= 1:
-        raise ConfigError(
-            f"INPUT.CENTER_SHARE is a share in (0, 1], and it is {cfg.INPUT.CENTER_SHARE}; 1 keeps all, 0.875 is usual."
-        )
 
 
 def _check_key(key: str, known: list[str], where: object) -> None:

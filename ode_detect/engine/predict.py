@@ -32,11 +32,11 @@ from ode_detect.report.predictions import FILE, PARTIAL, Predictions
 
 from .config import ConfigError
 from .drawings import DRAWN, drawn_paths, frames_path, refuse_overwriting, write_picture
+from .lock import alone_in
 from .provenance import provenance
-from .run import Run, fill
+from .run import Run, fill, tested
 from .task import Example, Predictor
 from .trainer import build_network
-from .weights import read_categories
 
 T = TypeVar("T")
 # A disk that takes no more, or nothing at all: what the next input would meet too.
@@ -91,7 +91,8 @@ def predict(run: Run, given: Sequence[str], *, weights: str = "", batch: int = 1
         batch: pictures that go through the network together; only those of the same size do.
 
     Raises:
-        ConfigError: there is nothing to predict on, or the network cannot be optimised.
+        ConfigError: there is nothing to predict on, the network cannot be optimised, or another command is writing
+            into the folder.
         CheckpointError: there are no weights, or they do not fill the network.
         KeyboardInterrupt: stopped, with a message on how to go on.
     """
@@ -103,7 +104,7 @@ def predict(run: Run, given: Sequence[str], *, weights: str = "", batch: int = 1
     drawn = {_key(item, path): path for item, path in zip(inputs, paths, strict=True)}
     _use_a_device(run.cfg)
     network = Network(run, weights, batch, summary)
-    with Predictions(run.folder, _settings(run.cfg, network.weights)) as kept:
+    with alone_in(run.folder), Predictions(run.folder, _settings(run.cfg, network.weights)) as kept:
         if kept.dropped:
             _say(f"{run.folder} holds a stopped command with other settings; beginning anew.")
         keys = dict(zip(drawn, inputs, strict=True))
@@ -150,12 +151,14 @@ class Network:
     def __init__(self, run: Run, weights: str, batch: int, summary: Summary) -> None:
         self._run, self.batch, self.summary = run, batch, summary
         self._model: nn.Module = build_network(run.cfg)
-        self.weights = fill(run, self._model, weights)
+        self.weights, loaded = fill(run, self._model, weights)
         try:
-            self.predictor: Predictor = run.task.predictor(run.cfg, _categories(run, self.weights))
+            self.predictor: Predictor = run.task.predictor(run.cfg, loaded.categories or run.task.categories(run.cfg))
         except ValueError as error:
             raise ConfigError(f"{self.weights}: {error} Give the config that the weights were trained with.") from error
         self._optimized = not run.cfg.MODEL.OPTIMIZE_FOR_INFERENCE
+        if self._optimized:
+            self._model = tested(run, self._model)
         if batch > 1 and any(isinstance(flow.solver, Adaptive) for flow in flows_of(self._model).values()):
             _say("an adaptive method chooses its steps for a whole batch: predictions depend on --batch, except for 1.")
 
@@ -175,7 +178,9 @@ class Network:
         for group in same_size_batches(prepared, self.batch, lambda item: tuple(item[2]["image"].shape)):
             try:
                 outputs = self._forward([example for _, _, example in group])
-            except RuntimeError as error:  # a failed solve, or a picture that is too small for the network
+            except ConfigError:
+                raise
+            except (RuntimeError, ValueError) as error:  # a failed solve, or a shape that the network cannot take
                 for what, _, _ in group:
                     _fail(self.summary, name(what), _reason(error))
                 continue
@@ -206,9 +211,10 @@ class Network:
 
     def _optimize(self, examples: list[Example]) -> None:
         try:
-            self._model, done = self._run.task.optimize(self._model, examples)
+            fast, done = self._run.task.optimize(self._model, examples)
         except ValueError as error:
             raise ConfigError(f"MODEL.OPTIMIZE_FOR_INFERENCE: {error}") from error
+        self._model = tested(self._run, fast)
         _say(f"optimised for inference: {done}")
         self._optimized = True
 
@@ -361,12 +367,6 @@ def _timed_frames(reader: VideoReader, summary: Summary) -> Iterator[Any]:
         if frame is None:
             return
         yield frame
-
-
-def _categories(run: Run, weights: str) -> list[dict[str, Any]]:
-    """From the checkpoint if it has them, else from the data sets of the config; [] if both are silent."""
-    known = read_categories(weights) if "://" not in weights and Path(weights).is_file() else []
-    return known or list(run.task.categories(run.cfg))
 
 
 def _use_a_device(cfg: CfgNode) -> None:

@@ -1,6 +1,6 @@
 """Files of pictures and videos: finding, reading and writing them. Imports nothing else of ode_detect."""
 
-from .inputs import PICTURES, VIDEOS, Found, Input, find_inputs, first_overwritten, printable
+from .inputs import PICTURES, VIDEOS, Found, Input, find_inputs, first_overwritten
 from .video import Frame, VideoError, VideoReader, VideoWriter
 
 __all__ = [
@@ -14,5 +14,4 @@ __all__ = [
     "VideoWriter",
     "find_inputs",
     "first_overwritten",
-    "printable",
 ]

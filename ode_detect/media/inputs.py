@@ -95,11 +95,6 @@ def first_overwritten(targets: Iterable[Path], inputs: Iterable[Path]) -> tuple[
     return None
 
 
-def printable(name: str) -> str:
-    r"""A name of a file with its bytes that are no UTF-8 written out, as in ``caf\udce9.jpg``."""
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
 def _absolute(file: Path) -> str:
     """Without ".." and links in front, so that one file has one name, and the name lies in one folder with others."""
     return os.path.join(_real(str(file.parent)), file.name)  # noqa: PTH118  a name, of which there may be very many

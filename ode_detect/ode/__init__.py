@@ -7,7 +7,7 @@ from .convert import to_ode, to_resnet
 from .dial import estimate_statistics, solver_override
 from .diffeq import adaptive_methods
 from .distillation import distil
-from .errors import NonFiniteStateError, SolveError, StepUnderflowError, TooManyEvaluationsError
+from .errors import GradientError, NonFiniteStateError, SolveError, StepUnderflowError, TooManyEvaluationsError
 from .export import Exported, ExportError, export_model
 from .fields import BasicField, BottleneckField, ConcatConvField, FrozenBatchNorm2d, PreactField
 from .gradients import Adjoint, Auto, Backprop, Checkpoint, Reversible
@@ -36,6 +36,7 @@ __all__ = [
     "FixedStep",
     "FlowProjection",
     "FrozenBatchNorm2d",
+    "GradientError",
     "HatFunctions",
     "NonFiniteStateError",
     "ODEBlock",

@@ -54,5 +54,9 @@ class TooManyEvaluationsError(SolveError):
     cure = "Raise rtol and atol, raise max_evaluations, or use FixedStep, whose cost is known beforehand."
 
 
+class GradientError(RuntimeError):
+    """A backward pass whose gradient would be wrong; the message says why and what to do."""
+
+
 def _rebuild(kind: type[SolveError], arguments: dict) -> SolveError:
     return kind(**arguments)

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .errors import GradientError
 from .gradients import Backprop, Checkpoint, Gradient, in_precision_of_state
 from .randomness import draws_masks
-from .recompute import without_trace
+from .recompute import summing_in_float32, version_of, without_trace
 from .schedules import evaluations_to_reverse, places_kept
 from .solvers import FixedStep
 from .tables import table
@@ -65,9 +66,17 @@ class _Saved:
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor.detach()  # An output that held itself would never be freed.
+        self.version = version_of(self.tensor)
 
 
 def _unpack(saved: _Saved) -> Tensor:
+    # With hooks, autograd leaves this to them.
+    if version_of(saved.tensor) != saved.version:
+        raise GradientError(
+            f"what a backward pass reads must be as the forward pass left it, and a tensor of shape "
+            f"{tuple(saved.tensor.shape)} was modified by an inplace operation. Call backward() before weights or "
+            "states are changed, or change a clone."
+        )
     return saved.tensor
 
 
@@ -208,7 +217,7 @@ class _StepCost:
 def _measure_step(field: nn.Module, h: Tensor, solver: FixedStep, duration: float) -> _StepCost:
     evaluate, state = in_precision_of_state(field, h.detach(), Backprop())
     start, end = list(solver.grid(duration))[solver.steps // 2]
-    with torch.enable_grad(), without_trace(field, h):
+    with torch.enable_grad(), without_trace(field, h), summing_in_float32(h):
         state = state.detach().requires_grad_()
         with KeptBytes([*field.parameters(), *field.buffers(), state]) as kept:
             out = solver.step(evaluate, start, end, state)

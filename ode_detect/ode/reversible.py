@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from .randomness import draws_masks
 from .recompute import Grid, Surroundings, Totals, surroundings_of, take_saved, trained, without_graph
@@ -33,8 +32,10 @@ Slopes = Callable[[float, float, Tensor], list[Tensor]]
 
 
 def in_precision_of_pair(h: Tensor) -> Tensor:
-    """The state in float64; in float32 on devices that have no float64."""
-    return h.float() if h.device.type == "mps" else h.double()
+    """The state in float64 (complex128); in float32 (complex64) on devices that have no float64."""
+    if h.device.type == "mps":
+        return h.to(torch.complex64 if h.is_complex() else torch.float32)
+    return h.to(torch.complex128 if h.is_complex() else torch.float64)
 
 
 def coupled(
@@ -100,11 +101,10 @@ class _Coupled(torch.autograd.Function):
         return pair[0]
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, by_y: Tensor) -> tuple[Tensor | None, ...]:
-        parameters, (y, z) = take_saved(ctx, 2)
-        totals, by_z = Totals(parameters), torch.zeros_like(by_y)
         with ctx.surroundings():
+            parameters, (y, z) = take_saved(ctx, 2)
+            totals, by_z = Totals(parameters), torch.zeros_like(by_y)
             for index in reversed(range(1, len(ctx.grid))):
                 back, by_seen = _undo(ctx, totals, index, y, z, by_y)
                 y = torch.lerp(z, back, 1 / ctx.coupling)
@@ -113,7 +113,7 @@ class _Coupled(torch.autograd.Function):
                 by_y = torch.add(by_seen, by_y, alpha=ctx.coupling)
             needs_h = ctx.needs_input_grad[5]
             _, by_seen = _undo(ctx, totals, 0, y, z, by_y, needs_seen=needs_h)
-        by_h = by_y + by_z + by_seen if needs_h else None
+            by_h = by_y + by_z + by_seen if needs_h else None
         return (None, None, None, None, None, by_h, *totals.gradients)
 
 

@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 
 from ode_detect.report import markdown
 from ode_detect.report.comparison import Table
-from ode_detect.report.files import whole
+from ode_detect.report.files import write_text
 from ode_detect.report.plots import COLOURS
 
 _TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
@@ -118,8 +118,7 @@ class Page:
         folder = Path(folder)
         html, markdown = folder / "comparison.html", folder / "comparison.md"
         for path, text in ((html, self.html()), (markdown, self.markdown(folder))):
-            with whole(path) as partial:
-                partial.write_text(text, encoding="utf-8")
+            write_text(path, text)
         return html, markdown
 
     def html(self) -> str:

@@ -120,6 +120,7 @@ class Predictions:
                     line = json.loads(text) if text.endswith(b"\n") else {}
                 except ValueError:
                     line = {}
+                line = line if isinstance(line, dict) else {}
                 if number == 0 and line.get("settings") != self._settings:
                     self.dropped = sum(1 for _ in file)
                     return 0

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ode_detect.report import markdown
-from ode_detect.report.files import whole
+from ode_detect.report.files import write_text
 from ode_detect.report.rows import (
     FRACTIONS,
     Comparison,
@@ -121,8 +121,7 @@ class Results:
     def write(self, path: str | Path) -> None:
         """Write the results as JSON; a reader never sees half a file."""
         value = {key: part for key, part in asdict(self).items() if key != "comparisons" or part}
-        with whole(path) as partial:
-            partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
     def section(self, config: str) -> Results:
         """The rows of one config, or of one section of a benchmark, and the comparisons within them.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ode_detect.detection.check import Checked, anchors, best_overlap, check, overlaps, same_shape, unused
+from ode_detect.detection.check import Checked, check, class_problems, overlaps, same_shape, unused
 from ode_detect.detection.custom import Source
 from ode_detect.engine.config import load_config
 from ode_detect.media.errors import DatasetError
@@ -54,6 +54,9 @@ def test_what_is_wrong_with_pictures_is_found(copy: Path) -> None:
     cv2.imwrite(str(folder / "3.png"), np.zeros((40, 48, 3), np.uint8))
     cv2.imwrite(str(folder / "4.png"), np.zeros((80, 90, 3), np.uint8))
     shutil.copy(folder / "5.png", folder / "6.png")
+    content = json.loads((copy / "train.json").read_text())
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != 7]
+    (copy / "train.json").write_text(json.dumps(content))
     Image.new("CMYK", (96, 80)).save(folder / "7.png", format="JPEG")
     cv2.imwrite(str(folder / "more.jpg"), np.zeros((8, 8, 3), np.uint8))
     one = run(copy)
@@ -75,6 +78,7 @@ def test_what_is_wrong_with_pictures_is_found(copy: Path) -> None:
         "pictures with the suffix .png that are JPEG",
         "pictures turned by EXIF",
     }
+    (copy / "images" / "._0.png").write_text("what macOS puts beside a picture")
     (note,) = unused([one])
     assert note.where == ("more.jpg",)
 
@@ -127,24 +131,22 @@ def test_boxes_are_measured_as_the_network_sees_them(copy: Path) -> None:
     np.testing.assert_allclose(one.boxes(cfg), one.boxes() / 2)
     cfg.INPUT.MIN_SIZE_TEST = 0
     np.testing.assert_allclose(one.boxes(cfg), one.boxes())
+    cfg.INPUT.SCALE_JITTER = [0.25, 0.25]
+    np.testing.assert_allclose(one.boxes(cfg, is_train=True), one.boxes() / 4)
 
 
-def test_anchors_are_those_of_detectron2() -> None:
-    from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-
-    cfg = load_config(ROOT / "configs" / "quickstart.yaml")
-    cfg.MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS = [[0.5, 1.0, 2.0]]
-    generator = DefaultAnchorGenerator(
-        sizes=cfg.MODEL.ANCHOR_GENERATOR.SIZES, aspect_ratios=[[0.5, 1.0, 2.0]], strides=[4, 8]
-    )
-    cells = np.concatenate([cell.numpy() for cell in generator.cell_anchors])
-    theirs = cells[:, 2:] - cells[:, :2]
-    np.testing.assert_allclose(anchors(cfg), theirs[np.lexsort(theirs.T[::-1])], rtol=1e-5)
-
-
-def test_the_best_anchor_is_the_one_of_most_overlap() -> None:
-    boxes, shapes = np.array([[10.0, 10.0], [20.0, 5.0]]), np.array([[10.0, 20.0], [20.0, 20.0]])
-    np.testing.assert_allclose(best_overlap(boxes, shapes), [0.5, 0.25])
+def test_classes_are_compared_with_each_other_and_with_the_network(copy: Path) -> None:
+    content = json.loads((copy / "train.json").read_text())
+    train, same = run(copy), run(copy, "same")
+    assert class_problems([train, same], 1) == []
+    (problem,) = class_problems([train, same], 80)
+    assert problem.done == ""
+    assert problem.where == ("1 (square), and the network has 80; set its NUM_CLASSES to 1.",)
+    circles = run(copy, "circles", categories=[{**content["categories"][0], "name": "circle"}])
+    (problem,) = class_problems([train, same, circles], 1)
+    (where,) = problem.where
+    assert "x has square, and circles has circle: they have none in common" in where
+    assert "give the annotations of x and circles the categories square, circle; and set NUM_CLASSES 2" in where
 
 
 @pytest.mark.parametrize(("size", "fits"), [((48, 40), True), ((193, 160), True), ((80, 96), False), ((96, 70), False)])

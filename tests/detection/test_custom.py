@@ -14,6 +14,7 @@ from ode_detect.detection.data import check_test_data, read_dataset, register_da
 from ode_detect.detection.evaluation import build_evaluator
 from ode_detect.engine.config import load_config
 from ode_detect.media.errors import DatasetError
+from ode_detect.media.text import is_ascii
 
 ROOT = Path(__file__).resolve().parents[2]
 BOX = "<bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox>"
@@ -126,6 +127,27 @@ def test_coco_json_is_evaluated_against_what_is_trained_on(squares: Path, tmp_pa
     custom.load_with_truth(name)
     assert MetadataCatalog.get(name).json_file == str(tmp_path / "x.json"), "a file in order is used itself"
     assert len(DatasetCatalog.get(name)) == 8
+
+
+@pytest.mark.parametrize("evaluator", ["coco", "voc"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_every_encoding_is_evaluated_alike(squares: Path, tmp_path: Path, encoding: str, evaluator: str) -> None:
+    content = json.loads((squares / "train.json").read_text())
+    content["categories"] = [{"id": 1, "name": "红\n细胞"}, {"id": 2, "name": "dog"}]
+    (tmp_path / "x.json").write_text(json.dumps(content, ensure_ascii=False), encoding=encoding)
+    images = str(squares / "images")
+    entry = {"NAME": str(tmp_path), "IMAGES": images, "ANNOTATIONS": str(tmp_path / "x.json"), "EVALUATOR": evaluator}
+    found: dict[int, list[list[float]]] = {}
+    for a in content["annotations"]:
+        x, y, width, height = a["bbox"]
+        found.setdefault(a["image_id"], []).append([x, y, x + width, y + height])
+    assert evaluate(entry, found, tmp_path / "out")["AP50"] == pytest.approx(100, abs=0.01)
+    metadata = MetadataCatalog.get(str(tmp_path))
+    assert metadata.thing_classes == ["红 细胞", "dog"]
+    # Others read it in the system's encoding, whatever that is.
+    truth = [Path(metadata.json_file)] if evaluator == "coco" else list(Path(metadata.dirname).rglob("*.*"))
+    assert truth
+    assert all(is_ascii(file) for file in truth)
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.data import transforms as T
 from PIL import Image
 
-from ode_detect.detection.mapper import Mapper, Resize, ScaleJitter
+from ode_detect.detection.mapper import Mapper, ResizeShortestEdge, ScaleJitter
 from ode_detect.media.errors import DatasetError
 
 
@@ -65,6 +65,22 @@ def test_colours_are_jittered_only_if_asked(cfg: CfgNode) -> None:
         }
     assert len(means[0.0]) == 1
     assert len(means[0.3]) == 10
+
+
+@pytest.mark.parametrize(
+    ("jitter", "smallest", "order"),
+    [
+        ([0.45, 0.8], 0, ["ScaleJitter", "RandomCrop", "ResizeShortestEdge", "RandomFlip"]),
+        ([0.45, 0.8], 40, ["ResizeShortestEdge", "ScaleJitter", "RandomCrop", "RandomFlip"]),
+        ([], 40, ["RandomCrop", "ResizeShortestEdge", "RandomFlip"]),  # Detectron2's
+    ],
+)
+def test_what_is_resized_is_cropped_afterwards_where_scale_is_jittered(
+    cfg: CfgNode, jitter: list[float], smallest: int, order: list[str]
+) -> None:
+    cfg.INPUT.SCALE_JITTER, cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.COLOR_JITTER = jitter, (smallest,), 0.0
+    mapper = Mapper(cfg, is_train=True)
+    assert [type(augmentation).__name__ for augmentation in mapper.augmentations.augs] == order
 
 
 def test_scale_is_drawn_evenly_in_the_logarithm() -> None:
@@ -134,7 +150,7 @@ def test_a_strip_keeps_a_pixel(height: int, width: int, is_train: bool, cfg: Cfg
 def test_other_pictures_are_resized_as_detectron2_does() -> None:
     picture = np.zeros((60, 80, 3), np.uint8)
     for size, largest in ((30, 1000), (120, 100), (0, 100)):
-        ours = Resize((size, size), largest).get_transform(picture)
-        theirs = ResizeShortestEdge((size, size), largest).get_transform(picture)
+        ours = ResizeShortestEdge((size, size), largest).get_transform(picture)
+        theirs = T.ResizeShortestEdge((size, size), largest).get_transform(picture)
         assert type(ours) is type(theirs)
         assert vars(ours) == vars(theirs)

@@ -1,4 +1,5 @@
 import os
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -87,6 +88,87 @@ def test_the_picture_may_have_the_name_that_the_xml_says(root: Path) -> None:
     assert read_voc(root / "xml", root / "images")[0]["images"][1]["file_name"] == "c.png"
 
 
+@pytest.mark.parametrize("said", ["c.jpg", "c", "IMG_0001.JPG", ""])
+def test_of_the_files_beside_each_other_the_pictures_are_the_pictures(root: Path, said: str) -> None:
+    for name in ("a b", "c", "d"):
+        write(root, name, said=said)
+        (root / "xml" / f"{name}.xml").rename(root / "images" / f"{name}.xml")
+        for other in (f"{name}.txt", f"._{name}.xml", f"._{name}.jpg", f".{name}.jpg"):
+            (root / "images" / other).write_text("0 0.5 0.5 0.1 0.1")
+    content, problems = read_voc(root / "images", root / "images")
+    assert problems == []
+    assert [image["file_name"] for image in content["images"]] == ["a b.jpg", "c.jpg", "d.jpg"]
+
+
+def test_labels_of_another_program_are_no_picture(root: Path) -> None:
+    (root / "images" / "c.jpg").rename(root / "images" / "c.txt")
+    content, (problem,) = read_voc(root / "xml", root / "images")
+    assert problem.rule == "pictures that are not there"
+    assert [image["file_name"] for image in content["images"]] == ["a b.jpg", "d.jpg"]
+
+
+def test_of_two_pictures_the_xml_names_one_by_the_path_of_any_system(root: Path) -> None:
+    cv2.imwrite(str(root / "images" / "c.png"), np.zeros((40, 60, 3), np.uint8))
+    for said in ("c.png", "C:\\photos\\c.png", "/home/somebody/c.png"):
+        write(root, "c", said=said)
+        assert read_voc(root / "xml", root / "images")[0]["images"][1]["file_name"] == "c.png"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_a_split_may_have_a_byte_order_mark(root: Path, encoding: str) -> None:
+    (root / "split.txt").write_bytes("c\r\na b\r\n".encode(encoding))
+    content, problems = read_voc(root / "xml", root / "images", split=root / "split.txt")
+    assert problems == []
+    assert [image["file_name"] for image in content["images"]] == ["c.jpg", "a b.jpg"]
+
+
+def test_a_split_in_another_encoding_is_refused(root: Path) -> None:
+    (root / "split.txt").write_bytes("caf\xe9\n".encode("latin-1"))
+    with pytest.raises(DatasetError, match=r"split\.txt is not .*save it as UTF-8"):
+        read_voc(root / "xml", root / "images", split=root / "split.txt")
+
+
+def test_decomposed_names_are_the_composed_ones(tmp_path: Path) -> None:
+    decomposed, composed = unicodedata.normalize("NFD", "caf\xe9"), "caf\xe9"
+    write(tmp_path, decomposed, OBJECT.format(decomposed, "", 1, 1, 9, 9))
+    (tmp_path / "split.txt").write_text(composed)
+    (tmp_path / "images" / f"{decomposed}.jpg").rename(tmp_path / "images" / f"{composed}.jpg")
+    content, problems = read_voc(
+        tmp_path / "xml", tmp_path / "images", split=tmp_path / "split.txt", classes=[composed]
+    )
+    assert problems == []
+    assert [image["file_name"] for image in content["images"]] == [f"{composed}.jpg"]
+    assert len(content["annotations"]) == 1
+
+
+def test_names_in_chinese_encodings_and_several_lines_are_read(root: Path) -> None:
+    (root / "xml" / "d.xml").write_bytes(
+        (
+            "<?xml version='1.0' encoding='GB2312'?>\r\n<annotation>" + OBJECT.format("\n红\n  细胞\n", "", 1, 1, 9, 9)
+        ).encode("gb2312")
+        + b"</annotation>"
+    )
+    assert read_voc(root / "xml", root / "images")[0]["categories"][-1]["name"] == "红 细胞"
+
+
+def test_suffixes_in_capitals_are_read_and_two_of_one_name_are_refused(root: Path) -> None:
+    (root / "xml" / "c.xml").rename(root / "xml" / "c.XML")
+    assert len(read_voc(root / "xml", root / "images")[0]["images"]) == 3
+    write(root, "c")
+    with pytest.raises(DatasetError, match=r"there are c\.XML, c\.xml"):
+        read_voc(root / "xml", root / "images")
+
+
+@pytest.mark.parametrize("digits", [30, 400, 5000])
+def test_numbers_beyond_all_measure_are_boxes_that_are_not_finite_or_outside(root: Path, digits: int) -> None:
+    write(
+        root, "d", OBJECT.format("dog", "", 1, 1, "9" * digits, 9), size=f"<size><width>{'9' * digits}</width></size>"
+    )
+    content, problems = repair(read_voc(root / "xml", root / "images")[0], root / "images")
+    assert all(problem.done for problem in problems)
+    assert len(content["annotations"]) < 4 or content["annotations"][-1]["bbox"] == [0, 0, 60, 9]
+
+
 def test_missing_pictures_are_listed(root: Path) -> None:
     write(root, "e", suffix="", said="no.png")
     content, (problem,) = read_voc(root / "xml", root / "images")
@@ -157,3 +239,23 @@ def test_the_raw_bccd_annotations_are_read_as_detectron2_reads_them() -> None:
         # A box of Detectron2 that is 1 pixel wide and high is one of the two without area.
         wanted = [a["bbox"] for a in other["annotations"] if a["bbox"][2] - a["bbox"][0] > 1]
         assert boxes == wanted
+
+
+@pytest.mark.parametrize(("mark", "crowd"), [("1", 1), ("True", 1), ("0", 0), ("", 0), ("Unspecified", 0)])
+def test_difficult_is_one_or_true(tmp_path: Path, mark: str, crowd: int) -> None:
+    write(tmp_path, "a", OBJECT.format("dog", f"<difficult>{mark}</difficult>", 1, 1, 30, 30))
+    content, _ = read_voc(tmp_path / "xml", tmp_path / "images")
+    assert content["annotations"][0]["iscrowd"] == crowd
+
+
+@pytest.mark.parametrize(("whole", "form"), [(1, "shares of the picture"), (100, "percentages")])
+def test_boxes_that_are_no_pixels_are_told(tmp_path: Path, whole: int, form: str) -> None:
+    for i in range(8):
+        shares = (0.1 + i / 20, 0.2, 0.9, 0.5 + i / 20)
+        large = "<size><width>1000</width><height>1000</height></size>"
+        write(tmp_path, str(i), OBJECT.format("dog", "", *(whole * share for share in shares)), size=large)
+    content, _ = read_voc(tmp_path / "xml", tmp_path / "images")
+    after, (problem,) = repair(content, tmp_path / "images")
+    assert problem.rule.endswith(f"probably {form}")
+    assert problem.done.startswith("kept; multiply x and width by the picture's width")
+    assert len(problem.where) == len(after["annotations"]) == 8

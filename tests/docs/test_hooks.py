@@ -51,7 +51,9 @@ def test_results_that_no_page_names_are_added(hooks: ModuleType, config: MkDocsC
 
 
 def test_the_config_keys_come_from_the_code(hooks: ModuleType, config: MkDocsConfig) -> None:
-    filled = hooks.on_page_markdown("<!-- config keys -->", config=config)
+    filled = hooks.on_page_markdown("<!-- config keys --><!-- unused keys -->", config=config)
+    assert "| `TEST.PRECISE_BN.ENABLED` | statistics" in filled
+    assert "float, in `[0, 1]`, default `0.5`" in filled
     assert "### `MODEL.ODE.METHOD`" in filled
 
 

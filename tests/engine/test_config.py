@@ -40,12 +40,12 @@ def write(folder: Path, text: str) -> Path:
         ("MODEL: [", [], "not a yaml file"),
         ("just words", [], "holds no keys"),
         ("_BASE_: nowhere.yaml", [], "which is not there"),
-        ("TEST: {SCORE_THRESHOLD: 1.5}", [], r"lie in \[0, 1\], and it is 1\.5"),
-        ("MODEL: {}", ["TEST.SCORE_THRESHOLD", "-0.1"], r"lie in \[0, 1\]"),
-        ("TEST: {SCORE_THRESHOLD: .nan}", [], r"lie in \[0, 1\]"),
-        ("TEST: {BATCH: 0}", [], r"TEST\.BATCH counts pictures, 1 or more, and it is 0"),
-        ("INPUT: {CENTER_SHARE: 0.0}", [], r"CENTER_SHARE is a share in \(0, 1\], and it is 0"),
-        ("INPUT: {SIDE: -1}", [], r"INPUT\.SIDE is a side in pixels, 0 or more, and it is -1"),
+        ("TEST: {SCORE_THRESHOLD: 1.5}", [], r"TEST\.SCORE_THRESHOLD is a number in \[0, 1\], and it is 1\.5"),
+        ("MODEL: {}", ["TEST.SCORE_THRESHOLD", "-0.1"], r"a number in \[0, 1\], and it is -0\.1"),
+        ("TEST: {SCORE_THRESHOLD: .nan}", [], r"a number in \[0, 1\], and it is nan"),
+        ("TEST: {BATCH: 0}", [], r"TEST\.BATCH is a number in \[1, 1000000\], and it is 0; its default is 250"),
+        ("INPUT: {CENTER_SHARE: 0.0}", [], r"CENTER_SHARE is a number in \(0, 1\], and it is 0"),
+        ("INPUT: {SIDE: -1}", [], r"INPUT\.SIDE is a number in \[0, 100000\], and it is -1"),
     ],
 )
 def test_a_config_that_cannot_be_used_says_why(tmp_path: Path, text: str, overrides: list[str], message: str) -> None:
@@ -128,8 +128,8 @@ def test_a_flow_is_named_once_and_by_a_network_that_has_it() -> None:
 
 
 def test_fewer_than_no_steps_are_refused() -> None:
-    with pytest.raises(ConfigError, match="STEPS must be an integer of 1 or more, or 0"):
-        build_network(load_config(QUICKSTART, ["MODEL.ODE.STEPS", "-1"]))
+    with pytest.raises(ConfigError, match=r"MODEL\.ODE\.STEPS is a number in \[0, 100000\], and it is -1"):
+        load_config(QUICKSTART, ["MODEL.ODE.STEPS", "-1"])
 
 
 def test_a_config_is_flat_with_dots_and_lists() -> None:

@@ -6,7 +6,7 @@ from detectron2.config import get_cfg
 from torch import nn
 
 from ode_detect.engine.config import add_ode_config
-from ode_detect.engine.optimizer import build_optimizer, build_scheduler
+from ode_detect.engine.optimizer import build_optimizer, build_scheduler, check_warmup
 from ode_detect.ode.names import UnknownNameError
 
 
@@ -68,3 +68,17 @@ def test_detectron2s_schedules_are_there() -> None:
 def test_an_unknown_schedule_tells_those_that_exist() -> None:
     with pytest.raises(UnknownNameError, match=r"SOLVER.LR_SCHEDULER_NAME.*OneCycleLR"):
         rates(3, LR_SCHEDULER_NAME="OneCycle")
+
+
+def test_a_run_that_is_warm_up_for_the_most_part_is_told() -> None:
+    cfg = get_cfg()
+    add_ode_config(cfg)
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS = 300, 1000
+    (warning,) = check_warmup(cfg)
+    assert "WARMUP_ITERS 1000 iterations, and SOLVER.MAX_ITER is 300" in warning
+    assert "Set WARMUP_ITERS to about 30." in warning
+    cfg.SOLVER.WARMUP_ITERS = 150
+    assert check_warmup(cfg) == []
+    # What it is about: the cosine has fallen to 0 when the warm-up has risen to it.
+    assert max(rates(300, LR_SCHEDULER_NAME="WarmupCosineLR", WARMUP_ITERS=1000, WARMUP_FACTOR=0.001)) < 0.002
+    assert max(rates(300, LR_SCHEDULER_NAME="WarmupCosineLR", WARMUP_ITERS=30, WARMUP_FACTOR=0.001)) > 0.9

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from ode_detect.media import PICTURES, VIDEOS, find_inputs, first_overwritten, printable
+from ode_detect.media import PICTURES, VIDEOS, find_inputs, first_overwritten
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -83,8 +83,3 @@ def test_a_target_that_is_an_input_is_found(tmp_path: Path) -> None:
     assert first_overwritten([tmp_path / "b"], [tmp_path / "link"]) == (tmp_path / "b", tmp_path / "link")
     assert first_overwritten([tmp_path / "link"], [tmp_path / "link"]) == (tmp_path / "link", tmp_path / "link")
     assert first_overwritten([tmp_path / "link"], [tmp_path / "b"]) is None
-
-
-def test_bytes_that_are_no_utf_8_are_written_out() -> None:
-    assert printable("caf\udce9.jpg") == "caf\\udce9.jpg"
-    assert printable("k\u00f6ln.jpg") == "k\u00f6ln.jpg"

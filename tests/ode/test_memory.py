@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import logging
 import math
+import warnings
 
 import pytest
 import torch
@@ -273,3 +274,20 @@ def test_res4_of_resnet_101():
     assert math.ceil(22 / 5) - 1 == 4
     block.gradient = Checkpoint(every=5)
     assert kept_by(block, h) == 4 * h.nbytes
+
+
+@pytest.mark.parametrize("budget", [2**30, 1])
+def test_what_is_measured_is_watched_over_too(budget: int) -> None:
+    """Hooks on what autograd saves take its own look at in-place changes away."""
+    conv = nn.Conv2d(2, 2, 3, padding=1)
+    field = nn.Module()
+    field.conv = conv
+    field.forward = lambda t, h: torch.tanh(conv(h))
+    block = ODEBlock(field=field, solver=FixedStep(steps=3), gradient="auto", memory_budget=budget)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loss = block(torch.randn(1, 2, 4, 4, requires_grad=True)).square().sum()
+    with torch.no_grad():
+        conv.weight.mul_(2)
+    with pytest.raises(RuntimeError, match=r"inplace operation|changed in place"):
+        loss.backward()

@@ -1,7 +1,11 @@
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ode_detect.ode import Adaptive, Adjoint, Auto, Backprop, Checkpoint, FixedStep, GradientError, ODEBlock, Reversible
+from ode_detect.ode.gradients import Gradient
 from ode_detect.ode.recompute import (
     Totals,
     recomputing,
@@ -107,3 +111,148 @@ def test_a_function_that_is_called_again() -> None:
     assert (len(calls), int(layer.num_batches_tracked)) == (1, 1)
     out.sum().backward()
     assert (len(calls), int(layer.num_batches_tracked)) == (2, 1)
+
+
+class Gated(nn.Module):
+    """tanh(conv(h)) times a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 3, padding=1, dtype=torch.float64)
+        self.register_buffer("gate", torch.full((1, 2, 1, 1), 0.7, dtype=torch.float64))
+
+    def forward(self, t: float | Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(self.conv(h)) * self.gate
+
+
+def _solved(gradient: Gradient | str, solver: FixedStep | Adaptive, field: nn.Module | None = None, **arguments: Any):
+    h = torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    block = ODEBlock(field=field or Gated(), solver=solver, gradient=gradient, **arguments)
+    return block, h, block(h).square().sum()
+
+
+def _step(block: ODEBlock) -> None:
+    with torch.no_grad():
+        block.field.conv.weight.mul_(1.5)
+
+
+def _load(block: ODEBlock) -> None:
+    block.load_state_dict({name: value * 0.5 for name, value in block.state_dict().items()})
+
+
+def _set_buffer(block: ODEBlock) -> None:
+    block.field.gate.mul_(2)
+
+
+def _replace(block: ODEBlock) -> None:
+    block.field.conv.bias = nn.Parameter(torch.ones(2, dtype=torch.float64))
+
+
+CHANGES = {
+    _step: "'conv.weight' of its field was changed in place",
+    _load: "'gate' of its field was changed in place",
+    _set_buffer: "'gate' of its field was changed in place",
+    _replace: "'conv.bias' of its field is another tensor now",
+}
+STEPS = FixedStep("heun", steps=4)
+AGAIN = [
+    (Checkpoint(), STEPS),
+    (Checkpoint(every=2), STEPS),
+    (Checkpoint(states=2), STEPS),
+    (Reversible(), STEPS),
+    (Auto(memory_budget=1), STEPS),
+    (Checkpoint(), Adaptive()),
+    (Adjoint(), STEPS),
+    (Adjoint(), Adaptive()),
+]
+
+
+@pytest.mark.filterwarnings("ignore:no exact gradient:UserWarning")
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(("gradient", "solver"), AGAIN, ids=str)
+def test_a_field_that_changed_before_the_backward_pass_is_refused(gradient, solver, change) -> None:
+    block, _, loss = _solved(gradient, solver)
+    change(block)
+    with pytest.raises(GradientError, match=rf"{CHANGES[change]}.*Call backward\(\) before.*gradient='backprop'"):
+        loss.backward()
+
+
+@pytest.mark.filterwarnings("ignore:no exact gradient:UserWarning")
+@pytest.mark.parametrize(("gradient", "solver"), AGAIN[:6], ids=str)
+def test_a_state_that_changed_before_the_backward_pass_is_refused(gradient, solver) -> None:
+    h = torch.randn(1, 2, 3, 3, dtype=torch.float64)
+    loss = ODEBlock(field=Gated(), solver=solver, gradient=gradient)(h).square().sum()
+    h.add_(1)
+    if isinstance(gradient, Reversible):  # which reads its last pair, and not the input
+        loss.backward()
+        return
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_weights_of_a_functional_call_are_not_taken_for_those_of_the_module() -> None:
+    block = ODEBlock(field=Gated(), solver=STEPS, gradient="checkpoint")
+    fast = {name: (p * 0.5).detach().requires_grad_() for name, p in block.named_parameters()}
+    h = torch.randn(1, 2, 3, 3, dtype=torch.float64)
+    loss = torch.func.functional_call(block, fast, (h,)).sum()
+    with pytest.raises(GradientError, match="is another tensor now"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("gradient", [Checkpoint(), Checkpoint(states=2), Reversible()], ids=str)
+def test_a_normalisation_in_another_mode_is_refused(gradient) -> None:
+    field = nn.Module()
+    field.norm = nn.BatchNorm2d(2, dtype=torch.float64)
+    field.forward = lambda t, h: torch.tanh(field.norm(h))
+    block, _, loss = _solved(gradient, STEPS, field, allow_stateful_field=True)
+    block.eval()
+    with pytest.raises(GradientError, match="BatchNorm2d 'norm' of its field is in evaluation mode now"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("gradient", ["checkpoint", Checkpoint(states=2), "reversible", "adjoint"], ids=str)
+def test_modes_and_statistics_that_change_nothing_are_no_change(gradient) -> None:
+    """Training mode, a second forward pass, and an evaluation in between leave a field what it was."""
+    block, h, loss = _solved(gradient, STEPS)
+    block.eval()
+    block(h.detach() + 1)
+    loss.backward()
+    field = nn.Module()
+    field.norm = nn.BatchNorm2d(2, dtype=torch.float64)
+    field.forward = lambda t, h: torch.tanh(field.norm(h))
+    block, h, loss = _solved(gradient, STEPS, field, allow_stateful_field=True)
+    (loss + block(h + 1).sum()).backward()
+    assert h.grad is not None
+
+
+def _penalty(gradient: Gradient, solver: FixedStep | Adaptive) -> tuple[Tensor, ...]:
+    """Gradients by the weights of a gradient penalty: |dL/dh|^2."""
+    torch.manual_seed(3)
+    block, h, loss = _solved(gradient, solver)
+    (by_h,) = torch.autograd.grad(loss, h, create_graph=True)
+    return torch.autograd.grad(by_h.square().sum(), list(block.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("gradient", "solver"),
+    [(Checkpoint(states=2), STEPS), (Reversible(), STEPS), (Adjoint(), STEPS), (Adjoint(), Adaptive())],
+    ids=str,
+)
+def test_a_gradient_penalty_is_not_lost(gradient, solver) -> None:
+    with pytest.raises(GradientError, match=r"create_graph=True asks for one.*gradient='backprop' or"):
+        _penalty(gradient, solver)
+    with pytest.raises(GradientError, match="create_graph=True"):
+        _solved(gradient, solver)[2].backward(create_graph=True)
+    _, h, loss = _solved(gradient, solver)
+    assert float(torch.autograd.grad(loss, h)[0].norm()) > 0
+
+
+@pytest.mark.parametrize(
+    ("gradient", "solver"),
+    [(Checkpoint(), STEPS), (Checkpoint(every=3), STEPS), (Checkpoint(), Adaptive())],
+    ids=str,
+)
+def test_a_gradient_penalty_by_recomputation(gradient, solver) -> None:
+    for found, expected in zip(_penalty(gradient, solver), _penalty(Backprop(), solver), strict=True):
+        torch.testing.assert_close(found, expected)
+        assert float(found.norm()) > 1e-3

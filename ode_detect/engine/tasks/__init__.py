@@ -15,7 +15,12 @@ TASKS = {task.name: task for task in (DETECTION, CLASSIFICATION)}
 
 
 def get_task(cfg: CfgNode) -> Task:
-    """The task that the config names, with its data sets registered."""
+    """The task that the config names, with its data sets registered.
+
+    Raises:
+        ConfigError: the config asks for what the task cannot build.
+    """
     task = TASKS[check_name(cfg.TASK, TASKS, "TASK")]
+    task.check_config(cfg)
     task.register(cfg)
     return task
