@@ -19,7 +19,7 @@ from PIL import Image
 
 from ode_detect.media.errors import DatasetError, Problem
 from ode_detect.media.images import opened, orientation, read_image
-from ode_detect.media.names import is_file
+from ode_detect.media.names import is_file, printable
 
 from .annotations import Content, nothing_counts, repair, same_pictures, spread, spread_problem, usable
 from .classes import Classes, difference, listed
@@ -114,7 +114,7 @@ class Checked:
             "boxes": boxes,
             "labels": [names[a["category_id"]] for a in mine],
             "ignored": [bool(a["iscrowd"]) for a in mine],
-            "name": image["file_name"],
+            "name": printable(image["file_name"]),
         }
 
 

@@ -13,6 +13,7 @@ from detectron2.structures import BoxMode
 from torch import nn
 
 from ode_detect.media.images import read_image
+from ode_detect.media.names import printable
 
 from .data import read_dataset
 from .mapper import Mapper
@@ -54,5 +55,5 @@ def _numbers(record: dict[str, Any], predicted: Any, classes: list[str]) -> dict
         "truth": np.asarray(corners, dtype=np.float64).reshape(-1, 4),
         "truth_labels": [classes[a["category_id"]] for a in objects],
         "crowd": [bool(a.get("iscrowd", 0)) for a in objects],
-        "name": record["file_name"].rsplit("/", 1)[-1],
+        "name": printable(record["file_name"].rsplit("/", 1)[-1]),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import re
 import sys
@@ -27,6 +28,9 @@ def run_tool(main: Callable[[list[str]], None], arguments: list[str]) -> int:
         Exit code: 0 done, 2 a mistake that the message explains, 130 stopped by the user; a tool that can go on says so
         in the `KeyboardInterrupt` that it raises.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may hold bytes that are no UTF-8
+            stream.reconfigure(errors="backslashreplace")
     # Detectron2 and fvcore use what torch will drop one day; a user can do nothing about it.
     warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
     warnings.filterwarnings("ignore", message="torch.meshgrid")

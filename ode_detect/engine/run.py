@@ -20,6 +20,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
+from ode_detect.media.places import refuse_as_path
 from ode_detect.ode import ODEBlock, record_solves
 from ode_detect.ode.record import MultiplyAdds
 from ode_detect.report.files import read_object
@@ -108,6 +109,8 @@ def open_run(
         )
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST is empty; a run is evaluated on at least one data set, so name one.")
+    for name in cfg.DATASETS.TEST:
+        refuse_as_path(name)
     task.require([*(() if evaluating else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST])
     task.check_test(cfg)
     if not evaluating:

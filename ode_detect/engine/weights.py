@@ -182,10 +182,11 @@ class _Dtype:
 class _Array(np.ndarray):
     """An array of numbers, empty until its state is set, which may give it numbers and nothing else."""
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:  # type: ignore[override]
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, fortran, data = state
         values = _checked(dtype).read(data, shape, "F" if fortran else "C")
-        super().__setstate__(values.__reduce__()[2])  # type: ignore[misc]
+        plain: Any = values.__reduce__()[2]
+        super().__setstate__(plain)
 
 
 def _checked(dtype: Any) -> _Dtype:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,11 +72,37 @@ def find_inputs(given: Sequence[str], *, skip: Sequence[str] = ()) -> Found:
             if not found and len(paths) == 1:
                 problems.append((pattern, "is a folder without pictures and videos."))
             for file in found:
-                files.setdefault(str(file.absolute()), file)
+                files.setdefault(_absolute(file), file)
     names = _names(list(files))
     return Found(
         tuple(Input(file, names[key], file.suffix.lower() in VIDEOS) for key, file in files.items()), tuple(problems)
     )
+
+
+def first_overwritten(targets: Iterable[Path], inputs: Iterable[Path]) -> tuple[Path, Path] | None:
+    """The first of the files that are to be written which is one of those that are read, with what it is read as."""
+    there = {}
+    for target in targets:
+        with contextlib.suppress(OSError, ValueError):
+            found = target.lstat()
+            there[found.st_dev, found.st_ino] = target
+    for path in inputs if there else ():
+        for look in (path.stat, path.lstat):
+            with contextlib.suppress(OSError, ValueError):
+                found = look()
+                if (found.st_dev, found.st_ino) in there:
+                    return there[found.st_dev, found.st_ino], path
+    return None
+
+
+def _absolute(file: Path) -> str:
+    """Without ".." and links in front, so that one file has one name, and the name lies in one folder with others."""
+    return os.path.join(_real(str(file.parent)), file.name)  # noqa: PTH118  a name, of which there may be very many
+
+
+@functools.lru_cache(maxsize=4096)
+def _real(folder: str) -> str:
+    return os.path.realpath(folder)
 
 
 def _in_folder(folder: Path, skip: Sequence[str]) -> list[Path]:

@@ -1,4 +1,5 @@
 import argparse
+import io
 import os
 import signal
 
@@ -120,3 +121,11 @@ def test_what_goes_well_ends_with_0() -> None:
     seen: list[str] = []
     assert run_tool(seen.extend, ["--flag"]) == 0
     assert seen == ["--flag"]
+
+
+def test_a_name_that_is_no_utf_8_can_be_printed(monkeypatch) -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr("sys.stdout", out)
+    assert run_tool(lambda _: print("caf\udce9"), []) == 0
+    out.flush()
+    assert out.buffer.getvalue() == b"caf\\udce9\n"

@@ -124,6 +124,64 @@ def test_annotations_that_cannot_be_used_at_all_are_wrong(
     assert "no such list 'images'" in capsys.readouterr().out
 
 
+def test_no_picture_and_no_annotation_is_overwritten(
+    tool: ModuleType, squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(squares, tmp_path / "data")
+    data = tmp_path / "data"
+    (data / "train.json").rename(data / "images" / "0.json")
+    where = ["--images", str(data / "images"), "--annotations", str(data / "images" / "0.json")]
+    before = {path: path.read_bytes() for path in data.rglob("*.*")}
+    # The plot of a data set named 0 is 0.png.
+    assert run_tool(tool.main, [*where, "--output", str(data / "images")]) == 2
+    assert "0.png would be written, and is what is checked" in capsys.readouterr().err
+    (data / "x_fixed.json").write_bytes((data / "images" / "0.json").read_bytes())
+    entry = {"NAME": "x", "IMAGES": str(data / "images"), "ANNOTATIONS": str(data / "x_fixed.json")}
+    datasets = {"CUSTOM": [entry], "TRAIN": ["x"], "TEST": ["x"]}
+    (tmp_path / "c.yaml").write_text(f"_BASE_: {QUICKSTART}\n" + yaml.safe_dump({"DATASETS": datasets}))
+    flags = ["--config-file", str(tmp_path / "c.yaml"), "--output", str(tmp_path / "out"), "--fix", str(data)]
+    assert run_tool(tool.main, flags) == 2
+    assert "x_fixed.json would be written" in capsys.readouterr().err
+    (data / "x_fixed.json").unlink()
+    assert {path: path.read_bytes() for path in data.rglob("*.*")} == before
+
+
+def test_names_that_are_no_utf_8_are_drawn_and_repaired(
+    tool: ModuleType, squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(squares / "images", tmp_path / "images")
+    (tmp_path / "images" / "0.png").rename(tmp_path / "images" / "caf\udce9.png")
+    content = json.loads((squares / "train.json").read_text())
+    content["images"][0]["file_name"] = "caf\udce9.png"
+    content["annotations"][0]["bbox"][3] = 0
+    (tmp_path / "a\udce9.json").write_text(json.dumps(content))
+    flags = ["--images", str(tmp_path / "images"), "--annotations", str(tmp_path / "a\udce9.json")]
+    with pytest.raises(SystemExit):
+        run_tool(
+            tool.main, [*flags, "--output", str(tmp_path / "out"), "--draw", "8", "--fix", str(tmp_path / "fixed")]
+        )
+    assert (tmp_path / "out" / "a\\udce9_samples.jpg").is_file()
+    assert "caf\\udce9.png" in (tmp_path / "fixed" / "changes.txt").read_text()
+    fixed = json.loads((tmp_path / "fixed" / "a\\udce9_fixed.json").read_text())
+    assert fixed["images"][0]["file_name"] == "caf\udce9.png"
+
+
+def test_a_data_set_whose_name_leads_elsewhere_is_not_reported_there(
+    tool: ModuleType, squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = {
+        "NAME": f"../{tmp_path.name}",
+        "IMAGES": str(squares / "images"),
+        "ANNOTATIONS": str(squares / "train.json"),
+    }
+    datasets = {"CUSTOM": [entry], "TRAIN": [entry["NAME"]], "TEST": [entry["NAME"]]}
+    (tmp_path / "c.yaml").write_text(f"_BASE_: {QUICKSTART}\n" + yaml.safe_dump({"DATASETS": datasets}))
+    flags = ["--config-file", str(tmp_path / "c.yaml"), "--output", str(tmp_path / "out")]
+    assert run_tool(tool.main, flags) == 2
+    assert "no slash" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
