@@ -11,6 +11,8 @@ import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
+import ode_detect.classification.model
+import ode_detect.detection.model  # noqa: F401  registers what the keys of a config name, backbones too
 from ode_detect.ode.names import UnknownNameError, check_name
 
 from .config_values import check_values
