@@ -25,7 +25,7 @@ from .gradients import (
     states,
 )
 from .memory import KeptBytes, MemoryReport, is_watched, plan
-from .pieces import duration_of
+from .pieces import Lasting, duration_of
 from .randomness import random_layers
 from .recompute import trained
 from .record import Observer, Tally
@@ -34,7 +34,7 @@ from .solvers import FixedStep, Solver
 _log = logging.getLogger(__name__)
 
 
-class ODEBlock(nn.Module):
+class ODEBlock(Lasting):
     """The flow of a vector field: h(0) -> h(duration), where dh/dt = field(t, h).
 
     Examples:
@@ -42,7 +42,8 @@ class ODEBlock(nn.Module):
         >>> block(torch.randn(1, 64, 32, 32)).shape
         torch.Size([1, 64, 32, 32])
 
-    The solver and the gradient are plain attributes: set ``block.solver`` to turn the dial of a trained block.
+    The solver and the gradient are plain attributes: set ``block.solver`` to turn the dial of a trained block. What is
+    set is checked as what is given here.
 
     Args:
         field: module called as ``field(t, h)``, with t a float (fixed steps) or a 0-d tensor (adaptive), that returns
@@ -79,24 +80,26 @@ class ODEBlock(nn.Module):
         check_finite: bool | None = None,
     ) -> None:
         super().__init__()
-        if not allow_stateful_field:
-            _check_stateless(field)
+        self.allow_stateful_field = allow_stateful_field
         self.field = field
         self.solver: Solver = solver if solver is not None else FixedStep()
-        if not isinstance(self.solver, Solver):
-            raise TypeError(
-                f"a flow is solved by a FixedStep or an Adaptive, not {solver!r}; try FixedStep('rk4', steps=4)."
-            )
         self.gradient = make_gradient(gradient, memory_budget)
         check_solvable(self.gradient, self.solver, name)
-        self.duration = duration_of(field) if duration is None else float(duration)
-        if not 0 < self.duration < float("inf"):
-            raise ValueError(f"the duration of a flow must be a number above 0, not {duration!r}; 1.0 is usual.")
+        self.duration = duration_of(field) if duration is None else duration
         self.name = name
         self.check_finite = check_finite
         self.memory: MemoryReport | None = None
         self._plans: dict[Any, MemoryReport] = {}
         self.observers: dict[int, list[Observer]] = {}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "field" and not getattr(self, "allow_stateful_field", True):
+            _check_stateless(value)
+        elif name == "solver" and not isinstance(value, Solver):
+            raise TypeError(
+                f"a flow is solved by a FixedStep or an Adaptive, not {value!r}; try FixedStep('rk4', steps=4)."
+            )
+        super().__setattr__(name, make_gradient(value) if name == "gradient" else value)
 
     def forward(self, h: Tensor) -> Tensor:
         """Solve.

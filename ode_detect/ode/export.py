@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .block import ODEBlock
 from .gradients import scheme_for
 from .names import check_name
-from .optimize import named_tensors
+from .optimize import is_optimized, named_tensors
 from .solvers import FixedStep
 
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -73,8 +73,8 @@ def export_model(
         tolerance: the largest difference of an output, as a share of its largest value.
 
     Raises:
-        ExportError: an adaptive solver, a package that is missing, a network that cannot be traced, or outputs that
-            differ.
+        ExportError: a copy optimised for inference, an adaptive solver, a package that is missing, a network that cannot
+            be traced, or outputs that differ.
         UnknownNameError: an unknown format.
     """
     write = FORMATS[check_name(format, FORMATS, "format")]
@@ -115,6 +115,11 @@ def export_model(
 
 
 def _ready(model: nn.Module) -> nn.Module:
+    if is_optimized(model):
+        raise ExportError(
+            "a graph is made of a network as it was trained, and this one is a copy that optimize_for_inference or "
+            "optimize_detector laid out for this machine; export the original. What runs the graph optimises it itself."
+        )
     clone = copy.deepcopy(model).eval().requires_grad_(False)
     for name, block in clone.named_modules():
         if not isinstance(block, ODEBlock):

@@ -15,6 +15,7 @@ from ode_detect.ode import (
     ODEBlock,
     PiecewiseConstant,
     export,
+    optimize_for_inference,
 )
 from ode_detect.ode.export import ExportError
 from ode_detect.ode.export import export_model as write
@@ -184,3 +185,12 @@ def test_outputs_without_a_name_are_refused(tmp_path):
 
     with pytest.raises(ExportError, match=r"has 3, of which these have one: twice\. Wrap it"):
         write(Odd(), torch.randn(2, 3), tmp_path / "n", format="torch")
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_an_optimised_copy_is_refused_with_what_to_export(inside, tmp_path):
+    original, example = Pyramid(flow()).eval(), torch.randn(1, 3, 8, 8)
+    fast, _ = optimize_for_inference(original, example, precision="bfloat16", tolerance=0.9)
+    model = nn.Sequential(nn.Identity(), fast) if inside else fast
+    with pytest.raises(ExportError, match="export the original"):
+        write(model, example, tmp_path / "fast.pt2", format="torch")
