@@ -27,11 +27,13 @@ from .gradients import (
 from .memory import KeptBytes, MemoryReport, is_watched, plan
 from .pieces import Lasting, duration_of
 from .randomness import random_layers
-from .recompute import trained
+from .recompute import trained, without_trace
 from .record import Observer, Tally
 from .solvers import FixedStep, Solver
 
 _log = logging.getLogger(__name__)
+# The name of a block that was given none.
+UNNAMED = "ODEBlock"
 
 
 class ODEBlock(Lasting):
@@ -75,7 +77,7 @@ class ODEBlock(Lasting):
         gradient: str | Gradient = "backprop",
         memory_budget: int | None = None,
         duration: float | None = None,
-        name: str = "ODEBlock",
+        name: str = UNNAMED,
         allow_stateful_field: bool = False,
         check_finite: bool | None = None,
     ) -> None:
@@ -111,7 +113,7 @@ class ODEBlock(Lasting):
             The state at the end of time, same shape, dtype, device and memory format.
 
         Raises:
-            ValueError: a state of integers.
+            ValueError: a state of integers, or one that the field cannot be evaluated on.
             SolveError: the solve failed; the subclass says how.
         """
         if not (h.is_floating_point() or h.is_complex()):
@@ -122,13 +124,22 @@ class ODEBlock(Lasting):
         if torch.compiler.is_compiling():
             return self._solve(h, None)
         observers = self.observers.get(threading.get_ident(), [])
-        if not observers and isinstance(self.solver, FixedStep):
-            return self._checked(h, self._solve(h, None))
-        tally = Tally(list(observers))
-        state = tally.start(self.field, h)
-        out = self._checked(h, self._solve(state, tally), tally)
-        tally.finish(out)
-        return out
+        try:
+            if not observers and isinstance(self.solver, FixedStep):
+                return self._checked(h, self._solve(h, None))
+            tally = Tally(list(observers))
+            state = tally.start(self.field, h)
+            out = self._checked(h, self._solve(state, tally), tally)
+            tally.finish(out)
+            return out
+        except (RuntimeError, TypeError) as error:
+            if type(error) not in (RuntimeError, TypeError) or self._can_evaluate(h):
+                raise
+            raise ValueError(
+                f"the field of {self.name!r} cannot be evaluated on a state of shape {tuple(h.shape)}, {h.dtype} "
+                f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]}). A field is called as field(t, h), "
+                "and returns dh/dt in the shape of h; build it for the channels of the state, on its device and dtype."
+            ) from error
 
     def extra_repr(self) -> str:
         """Solver, gradient and duration."""
@@ -143,8 +154,23 @@ class ODEBlock(Lasting):
             out = self._solve_within_budget(h, tally, self.gradient.memory_budget)
         else:
             out = self._solve_by(self.gradient, h, tally)
+        if out.shape != h.shape or out.is_complex() != h.is_complex():
+            raise ValueError(
+                f"the field of {self.name!r} must return dh/dt in the shape of the state, and a state of shape "
+                f"{tuple(h.shape)}, {h.dtype} became {tuple(out.shape)}, {out.dtype}; make the last layer of the field "
+                "as wide as its input."
+            )
         out = out.to(h.dtype)
         return out if out.stride() == h.stride() else _in_layout_of(h, out)
+
+    @torch.no_grad()
+    def _can_evaluate(self, h: Tensor) -> bool:
+        try:
+            with without_trace(self.field, h):
+                slope = self.field(0.0, h.detach())
+        except (RuntimeError, TypeError):
+            return False
+        return slope.shape == h.shape and slope.is_complex() == h.is_complex()
 
     def _solve_by(self, gradient: Gradient, h: Tensor, tally: Tally | None) -> Tensor:
         return solve(
@@ -218,7 +244,7 @@ def flows_of(model: nn.Module) -> dict[str, ODEBlock]:
     Raises:
         ValueError: there is none.
     """
-    flows = {name or "ODEBlock": m for name, m in model.named_modules() if isinstance(m, ODEBlock)}
+    flows = {name or UNNAMED: m for name, m in model.named_modules() if isinstance(m, ODEBlock)}
     if not flows:
         raise ValueError(
             f"a model with flows is needed, and this {type(model).__name__} has no ODEBlock; make stages of it flows."

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .block import ODEBlock, flows_of
+from .block import UNNAMED, ODEBlock, flows_of
 from .diffeq import adaptive_methods, takes_steps
 from .gradients import check_solvable
 from .names import check_name
@@ -44,9 +44,10 @@ def find_flow(flows: Mapping[str, ODEBlock], name: str) -> str:
 
 
 def flow_names(flows: Mapping[str, ODEBlock]) -> dict[str, str]:
-    """What to call each flow, by path: the block's own name, or the path where that name is not its alone."""
+    """What to call each flow, by path: the block's own name, or the path where it has none or not alone."""
     names = [block.name for block in flows.values()]
-    return {path: block.name if names.count(block.name) == 1 else path for path, block in flows.items()}
+    own = {name for name in names if names.count(name) == 1 and name != UNNAMED}
+    return {path: block.name if block.name in own else path for path, block in flows.items()}
 
 
 @contextmanager
@@ -147,6 +148,7 @@ def set_solvers(
     if steps is None and method is None:
         raise ValueError("a solver is changed by its steps or its method, and neither was given; give steps or method.")
     flows = flows_of(model)
+    names = flow_names(flows)
     by_steps, by_method = _per_flow(flows, flow, steps), _per_flow(flows, flow, method)
     chosen = {
         path: changed_solver(
@@ -156,13 +158,13 @@ def set_solvers(
             rtol=rtol,
             atol=atol,
             max_evaluations=max_evaluations,
-            block=block.name,
+            block=names[path],
         )
         for path, block in flows.items()
         if path in by_steps or path in by_method
     }
     for path, solver in chosen.items():
-        check_solvable(flows[path].gradient, solver, flows[path].name, gradient_needed=False)
+        check_solvable(flows[path].gradient, solver, names[path], gradient_needed=False)
     if not dry:
         for path, solver in chosen.items():
             flows[path].solver = solver

@@ -73,8 +73,8 @@ def export_model(
         tolerance: the largest difference of an output, as a share of its largest value.
 
     Raises:
-        ExportError: a copy optimised for inference, an adaptive solver, a package that is missing, a network that cannot
-            be traced, or outputs that differ.
+        ExportError: a copy optimised for inference, an adaptive solver, a package that is missing, a network that
+            cannot be traced, or outputs that differ.
         UnknownNameError: an unknown format.
     """
     write = FORMATS[check_name(format, FORMATS, "format")]

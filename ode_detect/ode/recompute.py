@@ -172,18 +172,19 @@ class Totals:
 class Unchanged:
     """The tensors of a field, as they are now: an evaluation in the backward pass is to find them so.
 
-    Running statistics that are being updated do not count: no evaluation reads them.
+    Running statistics of layers in training mode do not count: no evaluation reads them.
 
     Args:
         field: the vector field of a solve that begins.
     """
 
     def __init__(self, field: nn.Module) -> None:
-        updated = {id(layer) for layer in statistics_of(field)}
+        by_mode = [(path, m) for path, m in field.named_modules() if isinstance(m, _NormBase)]
+        unread = {id(layer) for _, layer in by_mode if layer.training}
         self._tensors = [
             (store, name, f"{path}.{name}".lstrip("."), tensor, version_of(tensor))
             for path, module in field.named_modules()
-            for store in (module._parameters, {} if id(module) in updated else module._buffers)
+            for store in (module._parameters, {} if id(module) in unread else module._buffers)
             for name, tensor in store.items()
             if tensor is not None
         ]

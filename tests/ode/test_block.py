@@ -576,3 +576,43 @@ def test_what_may_be_set_after_construction(build):
     for lasting in (build("piecewise").field, build("hat").field):
         with pytest.raises(ValueError, match="must be a number above 0, not 0"):
             lasting.duration = 0
+
+
+class Wider(nn.Module):
+    def forward(self, t, h):
+        return torch.cat([h, h], 2)
+
+
+@every_way
+def test_a_state_of_other_channels_is_told_in_words(gradient, solver, build):
+    block = build(solver=solver, gradient=gradient, name="layer3.1")
+    with pytest.raises(ValueError, match=r"field of 'layer3\.1' cannot .* a state of shape \(1, 7, 3, 3\)"):
+        block(torch.randn(1, 7, 3, 3, requires_grad=True))
+
+
+@pytest.mark.parametrize("solver", [FixedStep(), Adaptive()], ids=str)
+def test_a_slope_of_another_shape_or_kind_is_told_in_words(solver):
+    for field in (Wider(), Turning()):
+        with pytest.raises(ValueError, match=r"the field of 'ODEBlock' .*returns? dh/dt in the shape of"):
+            ODEBlock(field=field, solver=solver)(torch.ones(1, 2, 1, 3))
+
+
+@every_way
+def test_a_field_without_time_is_told_in_words(gradient, solver):
+    block = ODEBlock(field=nn.Conv2d(4, 4, 3, padding=1), solver=solver, gradient=gradient, name="layer3.1")
+    with pytest.raises(ValueError, match=r"field of 'layer3\.1' cannot .*TypeError.*called as field\(t, h\)"):
+        block(torch.randn(1, 4, 3, 3))
+
+
+def test_an_error_of_the_fields_own_stays_what_it_is():
+    class Broken(nn.Module):
+        calls = 0
+
+        def forward(self, t, h):
+            self.calls += 1
+            if self.calls == 2:
+                raise RuntimeError("out of paper")
+            return h
+
+    with pytest.raises(RuntimeError, match="out of paper"):
+        ODEBlock(field=Broken(), solver=FixedStep(steps=2))(torch.ones(1, 1, 1, 1))

@@ -378,3 +378,16 @@ def test_more_blocks_than_there_are_cannot_be_kept(network):
         network(torch.randn(1, 4, 5, 5))
     with pytest.raises(ValueError, match=r"flow that lasts 3\.5"):
         list(LeftOut(steps=1).grid(3.5))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_flows_without_names_are_called_by_their_paths(count):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer3 = nn.Sequential(*(ODEBlock(field=nn.Bilinear(2, 2, 2)) for _ in range(count)))
+
+    with pytest.raises(ValueError, match=r"unknown flow 'layer4'; known are layer3\.0"):
+        set_solvers(Net(), steps={"layer4": 2})
+    with pytest.raises(ValueError, match=r"'layer3\.0'"):
+        set_solvers(Net(), steps={"layer3.0": 2}, method={"layer3.0": "dopri5"})
