@@ -71,7 +71,7 @@ def run_tool(main: Callable[[list[str]], None], arguments: list[str]) -> int:
     except (MemoryError, RuntimeError) as error:
         if message := _cure(error):
             return _fail(message)
-        if not another_is_gone(error):
+        if isinstance(error, MemoryError) or not another_is_gone(error):
             raise
         return _fail(
             "another process of the run has ended, and this one cannot go on without it; look for its message."

@@ -60,6 +60,7 @@ def find_inputs(given: Sequence[str], *, skip: Sequence[str] = ()) -> Found:
     """
     files: dict[str, Path] = {}
     problems: list[tuple[str, str]] = []
+    real = functools.cache(os.path.realpath)
     for pattern in given:
         # Path.glob takes no absolute pattern.
         fitting = [] if os.path.lexists(pattern) else glob.glob(pattern, recursive=True)  # noqa: PTH207
@@ -72,7 +73,8 @@ def find_inputs(given: Sequence[str], *, skip: Sequence[str] = ()) -> Found:
             if not found and len(paths) == 1:
                 problems.append((pattern, "is a folder without pictures and videos."))
             for file in found:
-                files.setdefault(_absolute(file), file)
+                # Without ".." and links in front, so that one file has one name, in one folder with the others.
+                files.setdefault(os.path.join(real(str(file.parent)), file.name), file)  # noqa: PTH118  of very many
     names = _names(list(files))
     return Found(
         tuple(Input(file, names[key], file.suffix.lower() in VIDEOS) for key, file in files.items()), tuple(problems)
@@ -93,16 +95,6 @@ def first_overwritten(targets: Iterable[Path], inputs: Iterable[Path]) -> tuple[
                 if (found.st_dev, found.st_ino) in there:
                     return there[found.st_dev, found.st_ino], path
     return None
-
-
-def _absolute(file: Path) -> str:
-    """Without ".." and links in front, so that one file has one name, and the name lies in one folder with others."""
-    return os.path.join(_real(str(file.parent)), file.name)  # noqa: PTH118  a name, of which there may be very many
-
-
-@functools.lru_cache(maxsize=4096)
-def _real(folder: str) -> str:
-    return os.path.realpath(folder)
 
 
 def _in_folder(folder: Path, skip: Sequence[str]) -> list[Path]:

@@ -52,8 +52,9 @@ def solve(
 ) -> Tensor:
     """The state at time ``duration``, by torchdiffeq; solved in float32 or float64, and given back in h's dtype.
 
-    The field is evaluated in h's dtype. A complex state is solved as its real and imaginary parts. A field in pieces is solved piece by piece: no error estimate sees a jump.
-    A fixed number of steps is spread over the pieces, at least one in each.
+    The field is evaluated in h's dtype. A complex state is solved as its real and imaginary parts. A field in pieces is
+    solved piece by piece: no error estimate sees a jump. A fixed number of steps is spread over the pieces, at least
+    one in each.
 
     Args:
         field: the vector field.

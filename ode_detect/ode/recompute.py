@@ -187,7 +187,9 @@ class Unchanged:
             for name, tensor in store.items()
             if tensor is not None
         ]
-        by_mode = [(path, m) for path, m in field.named_modules() if isinstance(m, _NormBase)]
+        by_mode: list[tuple[str, nn.Module]] = [
+            (path, m) for path, m in field.named_modules() if isinstance(m, _NormBase)
+        ]
         by_mode += [(path, m) for path, m, _ in random_layers(field)]
         self._modes = [(module, path, module.training) for path, module in by_mode]
 
@@ -196,7 +198,7 @@ class Unchanged:
         for store, name, path, tensor, version in self._tensors:
             if store.get(name) is not tensor:
                 raise GradientError(_changed(f"{path!r} of its field is another tensor now"))
-            if version_of(tensor) != version:
+            if tensor is not None and version_of(tensor) != version:
                 raise GradientError(_changed(f"{path!r} of its field was changed in place"))
         for module, path, training in self._modes:
             if module.training != training:
