@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import threading
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -83,20 +85,25 @@ class ODEBlock(nn.Module):
             _check_stateless(field)
         self.field = field
         self.solver: Solver = solver if solver is not None else FixedStep()
-        if not isinstance(self.solver, Solver):
-            raise TypeError(
-                f"a flow is solved by a FixedStep or an Adaptive, not {solver!r}; try FixedStep('rk4', steps=4)."
-            )
-        self.gradient = make_gradient(gradient, memory_budget)
+        self.gradient: Gradient = make_gradient(gradient, memory_budget)
         check_solvable(self.gradient, self.solver, name)
-        self.duration = duration_of(field) if duration is None else float(duration)
-        if not 0 < self.duration < float("inf"):
-            raise ValueError(f"the duration of a flow must be a number above 0, not {duration!r}; 1.0 is usual.")
+        self.duration: float = duration_of(field) if duration is None else duration
         self.name = name
         self.check_finite = check_finite
         self.memory: MemoryReport | None = None
         self._plans: dict[Any, MemoryReport] = {}
         self.observers: dict[int, list[Observer]] = {}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; solver, gradient and duration are checked as in the constructor."""
+        super().__setattr__(name, _CHECKS[name](value) if name in _CHECKS else value)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What ``torch.jit.script`` asks for."""
+        raise TypeError(
+            "torch.jit.script reads the source of a network, and a solver is Python that it cannot read; the network "
+            f"has the flow {self.name!r}. Write it by export_model, for torch.export or ONNX."
+        )
 
     def forward(self, h: Tensor) -> Tensor:
         """Solve.
@@ -108,7 +115,8 @@ class ODEBlock(nn.Module):
             The state at the end of time, same shape, dtype, device and memory format.
 
         Raises:
-            ValueError: a state of integers.
+            ValueError: a state of integers, or of other channels than the field takes.
+            TypeError: the field is not one that is called as ``field(t, h)``.
             SolveError: the solve failed; the subclass says how.
         """
         if not (h.is_floating_point() or h.is_complex()):
@@ -118,6 +126,14 @@ class ODEBlock(nn.Module):
             )
         if torch.compiler.is_compiling():
             return self._solve(h, None)
+        try:
+            return self._observed(h)
+        except (TypeError, RuntimeError) as error:
+            if mistake := _mistake(self.field, h, self.name, error):
+                raise mistake from error
+            raise
+
+    def _observed(self, h: Tensor) -> Tensor:
         observers = self.observers.get(threading.get_ident(), [])
         if not observers and isinstance(self.solver, FixedStep):
             return self._checked(h, self._solve(h, None))
@@ -207,6 +223,41 @@ class ODEBlock(nn.Module):
         time = self.duration * index / solver.steps
         increments = 2 * index - 1 if coupled and index else index
         return NonFiniteStateError(block=self.name, time=time, step=where, evaluations=increments * stages)
+
+
+def _solver(solver: Any) -> Solver:
+    if not isinstance(solver, Solver):
+        raise TypeError(
+            f"a flow is solved by a FixedStep or an Adaptive, not {solver!r}; try FixedStep('rk4', steps=4)."
+        )
+    return solver
+
+
+def _duration(duration: Any) -> float:
+    if not 0 < float(duration) < float("inf"):
+        raise ValueError(f"the duration of a flow must be a number above 0, not {duration!r}; 1.0 is usual.")
+    return float(duration)
+
+
+_CHECKS: dict[str, Callable[[Any], Any]] = {"solver": _solver, "gradient": make_gradient, "duration": _duration}
+
+
+def _mistake(field: nn.Module, h: Tensor, block: str, error: Exception) -> Exception | None:
+    """What is wrong with a field, or with its state, if that is why it could not be evaluated."""
+    if isinstance(error, TypeError):
+        try:
+            inspect.signature(field.forward).bind(0.0, h)
+        except TypeError as unfit:
+            return TypeError(
+                f"a vector field is called as field(t, h), with the time and the state, and {type(field).__name__} of "
+                f"{block!r} cannot be: {unfit}. Give its forward the arguments t and h, though it may leave t aside."
+            )
+    elif "channels" in str(error):
+        return ValueError(
+            f"the field of {block!r} takes states of other channels than the {h.shape[1]} of this one, of shape "
+            f"{tuple(h.shape)}: {str(error).splitlines()[0]}. Give it a state (N, C, H, W) with the C of the field."
+        )
+    return None
 
 
 def flows_of(model: nn.Module) -> dict[str, ODEBlock]:

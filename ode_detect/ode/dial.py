@@ -46,7 +46,11 @@ def find_flow(flows: Mapping[str, ODEBlock], name: str) -> str:
 def flow_names(flows: Mapping[str, ODEBlock]) -> dict[str, str]:
     """What to call each flow, by path: the block's own name, or the path where that name is not its alone."""
     names = [block.name for block in flows.values()]
-    return {path: block.name if names.count(block.name) == 1 else path for path, block in flows.items()}
+    unnamed = "ODEBlock"  # what a block is called that was given no name
+    return {
+        path: block.name if names.count(block.name) == 1 and block.name != unnamed else path
+        for path, block in flows.items()
+    }
 
 
 @contextmanager

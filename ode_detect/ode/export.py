@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from .block import ODEBlock
 from .gradients import scheme_for
 from .names import check_name
-from .optimize import named_tensors
+from .optimize import InferenceFlow, named_tensors
+from .packing import PackedBranch, PackedConv2d
 from .solvers import FixedStep
 
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -91,8 +92,14 @@ def export_model(
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1)},) if dynamic_batch else None,
             )
         except Exception as error:  # tracing can fail in any way
+            reason = f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
+            if any(isinstance(part, InferenceFlow | PackedBranch | PackedConv2d) for part in traced.modules()):
+                raise ExportError(
+                    f"a copy that optimize_for_inference made is laid out for this machine, and cannot be traced "
+                    f"{reason}; export the network that it is a copy of."
+                ) from error
             raise ExportError(
-                f"the network cannot be traced into one graph ({type(error).__name__}: {str(error).splitlines()[0]}); "
+                f"the network cannot be traced into one graph {reason}; "
                 "its forward must not depend on the values of tensors"
                 + (", nor on the number of pictures: try dynamic_batch=False." if dynamic_batch else ".")
             ) from error

@@ -378,3 +378,11 @@ def test_more_blocks_than_there_are_cannot_be_kept(network):
         network(torch.randn(1, 4, 5, 5))
     with pytest.raises(ValueError, match=r"flow that lasts 3\.5"):
         list(LeftOut(steps=1).grid(3.5))
+
+
+def test_a_flow_without_a_name_goes_by_its_path():
+    network = nn.Sequential(nn.Identity(), ODEBlock(field=BasicField(channels=4)))
+    assert flow_names(flows_of(network)) == {"1": "1"}
+    with pytest.raises(ValueError, match="1"):
+        find_flow(flows_of(network), "layer3")
+    assert flow_names(flows_of(network[1])) == {"ODEBlock": "ODEBlock"}

@@ -4,6 +4,7 @@ import importlib
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import nn
 
 from ode_detect.ode import (
@@ -15,6 +16,8 @@ from ode_detect.ode import (
     ODEBlock,
     PiecewiseConstant,
     export,
+    optimize_for_inference,
+    to_ode,
 )
 from ode_detect.ode.export import ExportError
 from ode_detect.ode.export import export_model as write
@@ -184,3 +187,13 @@ def test_outputs_without_a_name_are_refused(tmp_path):
 
     with pytest.raises(ExportError, match=r"has 3, of which these have one: twice\. Wrap it"):
         write(Odd(), torch.randn(2, 3), tmp_path / "n", format="torch")
+
+
+def test_an_optimised_copy_is_not_to_be_exported(tmp_path):
+    network = to_ode(torchvision.models.resnet18(num_classes=5).eval())[0]
+    picture = torch.randn(2, 3, 32, 32)
+    fast, done = optimize_for_inference(network, picture)
+    if not done.packed:
+        pytest.skip("on this machine nothing is laid out for oneDNN")
+    with pytest.raises(ExportError, match="export the network that it is a copy of"):
+        write(fast, picture, tmp_path / "x.pt2", format="torch")
