@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from ode_detect.media.errors import DatasetError
 from ode_detect.media.images import read_image
 
+from .cropping import RandomCrop
+
 
 class Mapper(DatasetMapper):
     """Detectron2's mapper with the augmentations of ``INPUT.SCALE_JITTER``, ``ANY_ORIENTATION``, ``COLOR_JITTER``.
@@ -88,6 +90,11 @@ class Mapper(DatasetMapper):
                 if _area(left) >= self.min_visible * _area(whole):
                     kept.append(annotation)
             dataset_dict["annotations"] = kept
+        if all(annotation.get("iscrowd", 0) for annotation in dataset_dict["annotations"]):
+            # Detectron2 would take the boxes of no object from masks that are not there.
+            del dataset_dict["annotations"]
+            dataset_dict["instances"] = utils.annotations_to_instances([], image_shape)
+            return
         super()._transform_annotations(dataset_dict, transforms, image_shape)
 
 
@@ -153,7 +160,7 @@ def _scaled(augmentations: list[Any], height: int, width: int) -> tuple[float, f
 
 
 def _augmentations(cfg: CfgNode, base: list[Any]) -> list[Any]:
-    augmentations = list(base)
+    augmentations = [RandomCrop(a.crop_type, a.crop_size) if isinstance(a, T.RandomCrop) else a for a in base]
     if cfg.INPUT.SCALE_JITTER:
         smallest, largest = cfg.INPUT.SCALE_JITTER
         first: list[Any] = [ScaleJitter(smallest, largest)]

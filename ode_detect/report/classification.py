@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from tabulate import tabulate
 
 from ode_detect.report.confusion import draw_confusion
@@ -197,6 +198,7 @@ def plot_reliability(scores: ClassificationScores, path: str | Path) -> None:
     lower.bar(left[filled], counts[filled], color="#BBBBBB", **bars)
     # Most pictures lie in the last bin: the others would vanish beside it.
     lower.set_yscale("log")
+    lower.yaxis.set(major_formatter="{x:g}", minor_formatter=NullFormatter())
     lower.set_ylim(0.7, max(2 * counts.max(initial=1), 10))
     lower.set_xlabel("Confidence", fontsize=10, color=INK)
     lower.set_xticks(np.linspace(0, 1, 6))

@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFo
 from numpy.typing import NDArray
 
 from .pictures import PictureError, draw_boxes
-from .plots import COLOURS
+from .plots import COLOURS, save_figure
 
 _INK, _GREY, _ANCHOR = "#333333", "#B8C4CE", "#D55E00"
 _TICKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -100,10 +100,7 @@ def plot_dataset(
         _histogram(middle, boxes, anchors, unit)
         _shapes(right, boxes, anchors, unit)
     figure.suptitle(f"{name}: {sum(classes.values())} objects", x=0.01, ha="left", fontsize=13, fontweight="bold")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure)
-    figure.savefig(path, facecolor="white")
+    save_figure(figure, path)
 
 
 def sample_sheet(samples: Sequence[Sample], path: str | Path, *, title: str, columns: int = 3) -> None:

@@ -104,7 +104,7 @@ def _style(figure: Figure, xlabel: str, ylabel: str, unit_square: bool) -> None:
         axes.set(xlim=(0, 1.01), ylim=(0, 1.01))
     else:
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
-    columns = 1 if max(len(text) for text in axes.get_legend_handles_labels()[1]) > 28 else 2
+    columns = 1 if max((len(text) for text in axes.get_legend_handles_labels()[1]), default=0) > 28 else 2
     figure.legend(
         *axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False, fontsize=10
     )

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter, MaxNLocator
 from numpy.typing import NDArray
 
@@ -263,6 +264,7 @@ def plot_panels(panels: Sequence[Panel], xlabel: str, path: str | Path) -> None:
         axes.minorticks_off()
         if panel.logarithmic:
             axes.set_yscale("log")
+            axes.yaxis.set(major_formatter="{x:g}", minor_formatter=LogFormatter(minor_thresholds=(1.5, 0.7)))
         else:
             axes.set_ylim(bottom=0)
     handles = {h.get_label(): h for axes in figure.axes for h in axes.get_lines()}
@@ -348,11 +350,17 @@ def style_axes(axes: Axes, title: str, ylabel: str) -> None:
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a figure without pyplot, so that a user's backend and open figures are not touched."""
+    """Write a figure without pyplot, so that a user's backend and open figures are not touched.
+
+    Dollars are dollars: in the names of classes, networks and data sets, matplotlib would read formulas.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=DPI, facecolor="white")
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_parse_math(False)
+    figure.savefig(path, facecolor="white")
 
 
 def _parse(line: str) -> dict[str, Any] | None:

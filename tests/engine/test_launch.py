@@ -1,7 +1,14 @@
 import argparse
+import errno
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
+import torch
 from torch import distributed as dist
+from torch.utils.data import DataLoader, Dataset
 
 from ode_detect.detection.data import DatasetError
 from ode_detect.engine.config import ConfigError
@@ -24,6 +31,10 @@ from ode_detect.report.results import ResultsError
         (UnknownNameError("look here"), 2, "error: look here"),
         (TooManyEvaluationsError(block="b", time=0.5, step="s", evaluations=9), 2, "after 9 evaluations"),
         (FloatingPointError("Loss became infinite"), 2, "Begin anew"),
+        (MemoryError(), 2, "error: the memory does not suffice. Take fewer"),
+        (MemoryError("Unable to allocate 9 TiB"), 2, "suffice (Unable to allocate 9 TiB). Take"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), 2, "the memory does not suffice ([Errno 12]"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), 2, "the memory does not suffice (CUDA out of memory."),
         (MetricsError("look here"), 2, "error: look here"),
         (ResultsError("look here"), 2, "error: look here"),
         (Interrupted("stopped after iteration 3. Go on"), 130, "stopped after iteration 3. Go on\n"),
@@ -61,6 +72,31 @@ def test_a_process_that_lost_another_says_so(capsys) -> None:
 
     assert run_tool(main, []) == 2
     assert "another process of the run has ended" in capsys.readouterr().err
+
+
+class Killed(Dataset):
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return index
+
+
+def test_a_killed_process_that_loads_pictures_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_tool(lambda arguments: list(DataLoader(Killed(), num_workers=1)), []) == 2
+    assert "error: a process that loads pictures has ended (DataLoader worker" in capsys.readouterr().err
+
+
+def test_what_torch_cannot_allocate_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_tool(lambda arguments: torch.empty(1 << 60), []) == 2
+    assert "error: the memory does not suffice (" in capsys.readouterr().err
+
+
+def test_names_that_are_no_text_are_printed_all_the_same() -> None:
+    code = "from ode_detect.engine.launch import run_tool; run_tool(lambda a: print('caf\\udce9'), [])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "caf\\udce9\n"), done.stderr
 
 
 @pytest.mark.parametrize("number", ["-1", "-1e-3", "-.5", "-2.5E+3"])
