@@ -5,6 +5,7 @@ Markers in a page, each on a line of its own:
 - ``<!-- results: results/NAME.json -->`` and ``<!-- /results -->``: the table of a file, as in README.md;
 - ``<!-- other results -->``: the tables and pictures of all files in results/ that no page names;
 - ``<!-- config keys -->``: the reference of our config keys;
+- ``<!-- unused keys -->``: the keys of Detectron2 that are refused;
 - ``<!-- configs -->``: the files in configs/ that can be run, with what their headers say.
 """
 
@@ -19,7 +20,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
-from ode_detect.engine.config_reference import read_keys, to_markdown
+from ode_detect.engine.config_reference import read_keys, to_markdown, unused_to_markdown
 from ode_detect.report.readme import fill
 from ode_detect.report.results import Results
 
@@ -44,6 +45,7 @@ def on_page_markdown(markdown: str, *, config: MkDocsConfig, **_: Any) -> str:
             markdown = markdown.replace("<!-- other results -->", other_results(pages, root))
         if "<!-- config keys -->" in markdown:
             markdown = markdown.replace("<!-- config keys -->", to_markdown(read_keys()))
+        markdown = markdown.replace("<!-- unused keys -->", unused_to_markdown())
         if "<!-- configs -->" in markdown:
             markdown = markdown.replace("<!-- configs -->", configs(root))
         return fill(markdown, root)
@@ -72,29 +74,26 @@ def _file_of(picture: Path, files: list[Path]) -> Path | None:
 
 
 def configs(root: Path) -> str:
-    """A table of the configs: file, first sentence of its header, and its claim.
+    """A table of the configs that state a claim: file, first sentence of its header, and of its claim.
 
-    Raises:
-        ValueError: a header has no claim.
+    Those that state none are a user's own; the tests see to it that ours do.
     """
     lines = ["| config | what it is | claim |", "| --- | --- | --- |"]
     files = sorted((root / "configs").rglob("*.yaml"), key=lambda file: (len(file.parts), file))
     for file in files:
-        if file.parent.name != "base":
-            name = file.relative_to(root / "configs").as_posix()
-            lines.append(f"| `{name}` | {' | '.join(_header(file))} |")
+        header = _header(file) if file.parent.name != "base" else None
+        if header:
+            lines.append(f"| `{file.relative_to(root / 'configs').as_posix()}` | {' | '.join(header)} |")
     return "\n".join(lines)
 
 
-def _header(file: Path) -> tuple[str, str]:
-    """First sentence of the header of a config, and the first of its claim."""
-    lines = file.read_text(encoding="utf-8").splitlines()
+def _header(file: Path) -> tuple[str, str] | None:
+    """First sentence of the header of a config, and the first of its claim; None without a claim."""
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     comment = [line.lstrip("#").strip() for line in itertools.takewhile(lambda line: line.startswith("#"), lines)]
     paragraphs = " ".join(line or "\n" for line in comment).split("\n")
     claims = [text.strip().removeprefix("Claim: ") for text in paragraphs if text.strip().startswith("Claim: ")]
-    if not claims:
-        raise ValueError(f"the header of a config states its claim, and {file} has no paragraph 'Claim: ...'. Add it.")
-    return _sentence(paragraphs[0]), _sentence(claims[0])
+    return (_sentence(paragraphs[0]), _sentence(claims[0])) if claims else None
 
 
 def _sentence(text: str) -> str:

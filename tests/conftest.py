@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,6 +57,26 @@ def like_trained(model: nn.Module) -> nn.Module:
         elif "running_var" in name or "norm.weight" in name:
             buffer.uniform_(0.4, 0.8)
     return model
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    """What we log, also after a run in this process, which sends it to its own files only."""
+    monkeypatch.setattr(logging.getLogger("ode_detect"), "propagate", True)
+    return caplog
+
+
+def our_configs(root: Path = ROOT) -> list[Path]:
+    """The configs of the project, sorted; a user's own may lie beside them, in whatever state.
+
+    They are those that git knows, or, without git, those whose headers state a claim or say that they are bases.
+    """
+    listed = subprocess.run(["git", "ls-files", "-z", "configs"], cwd=root, capture_output=True, text=True, check=False)
+    if listed.returncode == 0 and listed.stdout:
+        return sorted(root / name for name in listed.stdout.split("\0") if name.endswith(".yaml"))
+    header = re.compile(rb"^#.*(Claim: |Not to\s+be run by itself)", re.MULTILINE)
+    bases = sorted((root / "configs" / "base").glob("*.yaml"))
+    return sorted({*bases, *(path for path in (root / "configs").rglob("*.yaml") if header.search(path.read_bytes()))})
 
 
 @pytest.fixture(scope="session")

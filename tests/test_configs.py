@@ -2,6 +2,7 @@
 
 import functools
 import re
+import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,11 @@ from ode_detect.backbones import build_cifar_resnet
 from ode_detect.engine.config import load_config
 from ode_detect.ode import ODEBlock
 
-from .conftest import ROOT
+from .conftest import ROOT, our_configs
 
 CONFIGS = ROOT / "configs"
-FILES = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "base")
-BASES = sorted((CONFIGS / "base").glob("*.yaml"))
+FILES = [path for path in our_configs() if path.parent.name != "base"]
+BASES = [path for path in our_configs() if path.parent.name == "base"]
 DETECTION = CONFIGS / "detection"
 ZOO = Path(detectron2.__file__).parent / "model_zoo" / "configs"
 # Our recipe -> the one of Detectron2's model zoo, and the parts of it that Detectron2 builds under another name.
@@ -42,8 +43,8 @@ RECIPES = {
 # ODE-ResNets of CIFAR and ImageNet that are trained from scratch, and the published ResNets as flows.
 CLASSIFICATION = CONFIGS / "classification"
 KINDS = ("constant", "piecewise", "hat", "stacked", "augmented", "wide")
-FROM_SCRATCH = [path for kind in KINDS for path in sorted(CLASSIFICATION.glob(f"*_{kind}.yaml"))]
-PRETRAINED = sorted(CLASSIFICATION.glob("*_pretrained.yaml"))
+FROM_SCRATCH = [p for kind in KINDS for p in FILES if p.parent == CLASSIFICATION and p.stem.endswith(f"_{kind}")]
+PRETRAINED = [path for path in FILES if path.parent == CLASSIFICATION and path.stem.endswith("_pretrained")]
 DEPTH = "MODEL.RESNETS.DEPTH"
 # Without their tails ResNet-34 and ResNet-101 are ResNet-18 and ResNet-50.
 SAME_ABLATION = {"imagenet_r34": "imagenet_r18", "imagenet_r101": "imagenet_r50"}
@@ -161,7 +162,7 @@ def test_every_recipe_has_its_twin_and_its_ablation(recipe: str) -> None:
     assert all((DETECTION / f"{recipe}_{role}.yaml").is_file() for role in ("ode", "twin", "ablation"))
 
 
-@pytest.mark.parametrize("path", sorted(DETECTION.glob("*_r101_*_shared.yaml")), ids=name)
+@pytest.mark.parametrize("path", [path for path in FILES if path.match("detection/*_r101_*_shared.yaml")], ids=name)
 def test_a_shared_field_differs_from_pieces_in_its_flows(path: Path) -> None:
     changed = differences(load_config(path.with_stem(path.stem.replace("_shared", "_ode"))), load_config(path))
     assert changed == {
@@ -288,7 +289,7 @@ def test_pretrained_flows_have_the_parameters_of_the_published_network(path: Pat
     assert shapes(build(path)) == shapes(twin) == shapes(published)
 
 
-@pytest.mark.parametrize("path", sorted(CLASSIFICATION.glob("imagenet_*.yaml")), ids=name)
+@pytest.mark.parametrize("path", [path for path in FILES if path.match("classification/imagenet_*.yaml")], ids=name)
 def test_torchvisions_numbers_are_its_own(path: Path) -> None:
     cfg = loaded(path)
     network = f"resnet{cfg.MODEL.RESNETS.DEPTH}"
@@ -296,3 +297,55 @@ def test_torchvisions_numbers_are_its_own(path: Path) -> None:
     weights = torchvision.models.get_model_weights(network)["IMAGENET1K_V1"]
     assert f"top-1 of {weights.meta['_metrics']['ImageNet-1K']['acc@1']:.1f} %" in header(path)
     assert cfg.MODEL.WEIGHTS in ("", f"weights/{Path(weights.url).name}")
+
+
+@pytest.mark.parametrize("git", [True, False])
+def test_a_config_of_a_user_is_none_of_ours(tmp_path: Path, git: bool) -> None:
+    ours = ("configs/base/base.yaml", "configs/one.yaml")
+    for name, text in zip(
+        ours, ("# A base. Not to\n# be run by itself.\n", "# One.\n#\n# Claim: none.\n"), strict=True
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    if git:
+        for command in (["init", "--quiet"], ["add", "configs"]):
+            subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    (tmp_path / "configs" / "mine.yaml").write_bytes(b"# Mine, \xe9t\xe9.\n_BASE_: one.yaml\n")
+    assert our_configs(tmp_path) == [tmp_path / name for name in ours]
+
+
+def named_files(text: str) -> set[str]:
+    """Files of the project that a text names: braces are written out, patterns are left out."""
+    found = set(
+        re.findall(r"(?<![\w/.])(?:configs|tools|datasets|docs|tests|ode_detect)/[\w./{},*-]+\.(?:yaml|py|md)\b", text)
+    )
+    written = set()
+    for name in found:
+        before, brace, rest = name.partition("{")
+        inside, _, after = rest.partition("}")
+        written |= {f"{before}{part}{after}" for part in inside.split(",")} if brace else {name}
+    return {name for name in written if "*" not in name}
+
+
+# Not the changelog, which names what is gone.
+DOCUMENTS = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+SCRIPTS = [*sorted((ROOT / "tools").glob("*.py")), *sorted((ROOT / "datasets").glob("*.[pm][yd]"))]
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, *SCRIPTS], ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_file_that_is_named_is_there(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    # What a page shows under its name is the reader's to write.
+    shown = set(re.findall(r"title=\"([^\"]+)\"", "".join(page.read_text("utf-8") for page in DOCUMENTS)))
+    assert {name for name in named_files(text) - shown if not (ROOT / name).is_file()} == set()
+
+
+@pytest.mark.parametrize("path", our_configs(), ids=name)
+def test_every_config_that_a_header_names_is_there(path: Path) -> None:
+    names = set(re.findall(r"(?<![\w/])((?:base|detection|classification)/\w+\.yaml)", header(path)))
+    assert {name for name in names if not (CONFIGS / name).is_file()} == set()
+
+
+def test_named_files_are_found() -> None:
+    text = "python tools/x.py configs/a_{b,c}.yaml configs/detection/bccd_*.yaml other/tools/no.py"
+    assert named_files(text) == {"tools/x.py", "configs/a_b.yaml", "configs/a_c.yaml"}

@@ -60,9 +60,12 @@ def main(arguments: list[str]) -> None:
     from ode_detect.detection.check import check, class_problems, overlaps, unused
     from ode_detect.detection.model import head_name
     from ode_detect.media.errors import DatasetError, Problem
+    from ode_detect.media.places import refuse_as_path
 
     args = parse(arguments)
     cfg, sources, train, test = _sources(args)
+    for source in sources:
+        refuse_as_path(source.name)
     checked: list[Checked] = []
     wrong: list[Problem] = []
     for source in sources:
@@ -83,6 +86,7 @@ def main(arguments: list[str]) -> None:
         for problem in problems:
             print(f"{word}: {problem}{'' if problem.done or word == 'note' else ' [stops training]'}")
     output = Path(args.output)
+    _refuse_overwriting(args, checked)
     _report(output, cfg, (train, test), checked, between, notes, args.draw)
     if args.fix and checked:
         _fix(Path(args.fix), checked, train, test)
@@ -97,6 +101,7 @@ def _sources(args: argparse.Namespace) -> tuple[CfgNode | None, list[Any], list[
     from ode_detect.engine.config import ConfigError, load_config
     from ode_detect.engine.tasks import get_task
     from ode_detect.media.errors import DatasetError
+    from ode_detect.media.names import printable
 
     if args.config_file:
         cfg = load_config(args.config_file, args.overrides)
@@ -113,11 +118,32 @@ def _sources(args: argparse.Namespace) -> tuple[CfgNode | None, list[Any], list[
     split = Path(args.split) if args.split else None
     annotations = Path(args.annotations)
     name = (split or annotations).stem if (split or annotations.is_file()) else annotations.resolve().name
-    source = Source(name, Path(args.images), annotations, split)
+    source = Source(printable(name), Path(args.images), annotations, split)
     missing = [str(path) for path in source.files() if not path.exists()]
     if missing or not source.images.is_dir():
         raise DatasetError(f"there is no {', '.join(missing) or f'folder {source.images}'}; give the right path.")
     return None, [source], [], []
+
+
+def _refuse_overwriting(args: argparse.Namespace, checked: list[Checked]) -> None:
+    """No report and no repaired copy takes the place of a file that was read, such as a picture of that name."""
+    from ode_detect.media import first_overwritten
+    from ode_detect.media.errors import DatasetError
+
+    targets = [Path(args.output) / "check.json"]
+    read = [Path(args.config_file)] if args.config_file else []
+    for one in checked:
+        name = one.source.name
+        targets += [Path(args.output) / f"{name}{suffix}" for suffix in (".png", "_test.png", "_samples.jpg")]
+        read += [*one.source.files(), *(one.source.images / image["file_name"] for image in one.content["images"])]
+        if args.fix:
+            targets += [Path(args.fix) / file for file in (f"{name}_fixed.json", "changes.txt", "custom.yaml")]
+            # Copies that are upright may be written there.
+            targets += [Path(args.fix) / "pictures" / f"{name}_{image['id']}.png" for image in one.content["images"]]
+    if clash := first_overwritten(targets, read):
+        raise DatasetError(
+            f"{clash[0]} would be written, and is what is checked ({clash[1]}). Give another --output or --fix."
+        )
 
 
 def _show(one: Checked, cfg: CfgNode | None, train: list[str], test: list[str]) -> None:
@@ -192,7 +218,7 @@ def _report(
     from dataclasses import asdict
 
     from ode_detect.report.datasets import Sample, plot_dataset, sample_sheet
-    from ode_detect.report.files import whole
+    from ode_detect.report.files import write_text
 
     content: dict[str, Any] = {
         "datasets": [],
@@ -220,14 +246,15 @@ def _report(
         samples = [Sample(**numbers) for numbers in one.samples(draw)] if draw else []
         if samples:
             sample_sheet(samples, output / f"{name}_samples.jpg", title=f"{name}: annotated samples")
-    with whole(output / "check.json") as file:
-        file.write_text(json.dumps(content, indent=2) + "\n")
+    write_text(output / "check.json", json.dumps(content, indent=2) + "\n")
 
 
 def _fix(folder: Path, checked: list[Checked], train: list[str], test: list[str]) -> None:
     """Write repaired copies and say how to use them."""
     from ode_detect.detection.check import overlaps
     from ode_detect.detection.repaired import snippet, write_repaired
+    from ode_detect.media.names import printable
+    from ode_detect.report.files import write_text
 
     copies, lines = [], []
     tested = frozenset(f.digest for one in checked if one.source.name in test for f in one.files.values()) - {""}
@@ -238,9 +265,9 @@ def _fix(folder: Path, checked: list[Checked], train: list[str], test: list[str]
         copies.append(copy)
         lines += [f"{copy.annotations}: {copy.lost} pictures left out"]
         lines += [f"  {change}" for change in copy.changes or ("nothing to change",)]
-    (folder / "changes.txt").write_text("\n".join(lines) + "\n")
+    write_text(folder / "changes.txt", "\n".join(map(printable, lines)) + "\n")
     text = snippet(copies, train, test)
-    (folder / "custom.yaml").write_text(text)
+    write_text(folder / "custom.yaml", text)
     print(
         f"\nrepaired copies in {folder}; changes.txt lists every change. In the config (also in custom.yaml):\n\n{text}"
     )

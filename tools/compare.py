@@ -2,7 +2,7 @@
 """Compare networks of one task: one page with numbers, differences to the twin, curves and the same pictures.
 
 Examples:
-    python tools/compare.py --configs configs/detection/trees_{ode,twin,ablation}.yaml --seeds 3 --train
+    python tools/compare.py --configs configs/detection/trees_{shared,twin,ablation}.yaml --seeds 3 --train
     python tools/compare.py --configs a.yaml b.yaml c.yaml --seeds 3 3 1 --train
     python tools/compare.py --configs a.yaml b.yaml --weights a.pth b.pth --output output/a_and_b
     python tools/compare.py --configs a.yaml b.yaml --train SOLVER.MAX_ITER 100 OUTPUT_DIR output/short

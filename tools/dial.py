@@ -44,6 +44,7 @@ def main(arguments: list[str]) -> None:
     from ode_detect.engine.budget import Budget, turn
     from ode_detect.engine.config import load_config
     from ode_detect.engine.dial import Dial
+    from ode_detect.engine.lock import visible
     from ode_detect.report.results import to_text
 
     args = parse(arguments)
@@ -64,7 +65,7 @@ def main(arguments: list[str]) -> None:
     print(f"\n{to_text(results)}\n")
     if choice:
         print(f"{choice.claim}\nto use it: python tools/train_net.py --eval-only --config-file {choice.path}")
-    print(f"all of it is in {dial.folder}/: {', '.join(sorted(p.name for p in dial.folder.iterdir()))}")
+    print(f"all of it is in {dial.folder}/: {', '.join(visible(dial.folder))}")
 
 
 if __name__ == "__main__":

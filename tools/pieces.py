@@ -46,6 +46,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> None:
     """Parse, project or grow, report."""
     from ode_detect.engine.config import load_config
+    from ode_detect.engine.lock import visible
     from ode_detect.engine.pieces import Growth, Projection, grow, project
     from ode_detect.report.results import to_text
 
@@ -70,7 +71,7 @@ def main(arguments: list[str]) -> None:
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"stopped; the same command goes on from what is in {folder}.") from None
-    print(f"\n{to_text(results)}\n\nall of it is in {folder}/: {', '.join(sorted(p.name for p in folder.iterdir()))}")
+    print(f"\n{to_text(results)}\n\nall of it is in {folder}/: {', '.join(visible(folder))}")
 
 
 if __name__ == "__main__":

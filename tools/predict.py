@@ -13,7 +13,8 @@ DIR gets
                       masks. COCO.loadRes of pycocotools takes "annotations"; the whole file is a data set itself.
                       Of a classifier: category_id, category_name and score of the most likely classes, and distance and
                       unfamiliar, whether the picture is unlike the training pictures.
-    drawn/            each picture and video with what was found; small pictures are enlarged
+    drawn/            each picture and video with what was found, in the file that "drawn" names; small pictures are
+                      enlarged
     frames/           for each video a line of JSON a frame: frame (from 0), time in seconds, annotations
 
 Folders are searched with their subfolders, without what this tool has drawn. A command that was stopped goes on with

@@ -65,6 +65,7 @@ def work(args: argparse.Namespace, cfg: CfgNode, command: str) -> None:
     """Build, run, report; in one process of one or many."""
     from detectron2.utils import comm
 
+    from ode_detect.engine.lock import visible
     from ode_detect.engine.run import evaluate_only, open_run, train
     from ode_detect.engine.trainer import Interrupted
     from ode_detect.report.results import to_text
@@ -85,7 +86,7 @@ def work(args: argparse.Namespace, cfg: CfgNode, command: str) -> None:
     if not comm.is_main_process():
         return
     print(f"\n{to_text(results)}\n")
-    print(f"all of it is in {run.folder}/: {', '.join(sorted(p.name for p in run.folder.iterdir()))}")
+    print(f"all of it is in {run.folder}/: {', '.join(visible(run.folder))}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ode_detect.report.files import write_text
 from ode_detect.report.readme import fill
 
 
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         old = options.file.read_text(encoding="utf-8")
         new = fill(old, options.file.resolve().parent)
         if not options.check and new != old:
-            options.file.write_text(new, encoding="utf-8")
+            write_text(options.file, new)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -9,8 +9,10 @@ res5 (``MODEL.RESNETS.OUT_FEATURES [res4]``) leaves that stage to the head of a 
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from detectron2.config import CfgNode
@@ -25,6 +27,8 @@ from ode_detect.ode.names import check_name
 
 from .cifar_resnet import PadShortcut
 from .flows import Tail, check_flows, make_flows
+
+logger = logging.getLogger("ode_detect.backbones")
 
 # The first four are those of CIFAR: three stages, at the resolution of the picture, a half and a quarter of it.
 BLOCKS_PER_STAGE = {
@@ -98,7 +102,9 @@ def build_ode_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
         _check_head(cfg)
     stem = _stem(cfg, input_shape.channels)
     blocks = [_blocks(cfg, stage) for stage in stages[: last + 1]]
-    return ResNet(stem, blocks, out_features=resnet.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
+    network = ResNet(stem, blocks, out_features=resnet.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
+    network.register_load_state_dict_pre_hook(_name_flows)
+    return network
 
 
 @BACKBONE_REGISTRY.register()
@@ -146,7 +152,9 @@ def build_stage(cfg: CfgNode, name: str) -> tuple[nn.Sequential, int]:
     _check(cfg)
     stages = {stage.name: stage for stage in _plan(cfg)}
     stage = stages[check_name(name, stages, "stage")]
-    return nn.Sequential(*_blocks(cfg, stage)), stage.outputs
+    blocks = nn.Sequential(*_blocks(cfg, stage))
+    blocks.register_load_state_dict_pre_hook(_name_flows)
+    return blocks, stage.outputs
 
 
 def discrete_names(names: list[str]) -> dict[str, str]:
@@ -173,6 +181,29 @@ def discrete_names(names: list[str]) -> dict[str, str]:
         for name, m in matches.items()
         if m and m[1] not in stacked and not _normalised_otherwise(name, f"{m[1]}0.conv1.norm", known)
     }
+
+
+def _name_flows(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """Give the tensors of a ResNet the names that they have here, so that any checkpointer fills the flows.
+
+    A file that fills transitions and nothing of the flows behind them is mentioned in the log: so ends Detectron2's
+    matching of names by their ends, which cannot know these.
+    """
+    own = [f"{prefix}{name}" for name in module.state_dict()]
+    there, named = set(own), discrete_names(own)
+    for name, block in named.items():
+        if name not in state and block in state and block not in there:
+            state[name] = state.pop(block)
+    stages = sorted({name[: name.index("1.flow.")] for name in named})
+    begun = [stage for stage in stages if any(key.startswith(f"{stage}0.") for key in state)]
+    alone = [stage for stage in begun if not any(key.startswith(f"{stage}1.flow.") for key in state)]
+    if alone:
+        logger.warning(
+            "weights that fill the transitions of %s fill nothing of the flows behind them, which keep what they have. "
+            "If the file is one of ImageNet (.pkl), convert it by tools/convert.py --config-file, or load it by "
+            "ode_detect.engine.checkpoint.Checkpointer, which fills flows from it.",
+            ", ".join(stage.removesuffix(".") for stage in alone),
+        )
 
 
 def _normalised_otherwise(name: str, transition: str, known: set[str]) -> bool:

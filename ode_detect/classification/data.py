@@ -18,7 +18,7 @@ from ode_detect.media.errors import DatasetError
 from ode_detect.media.places import datasets_root
 from ode_detect.ode.names import UnknownNameError, check_name
 
-from .folders import from_entry
+from .folders import FolderSource, from_entry
 from .known import known_sources
 from .mapper import Example, Mapper, build_mapper
 from .sources import FORMATS, Pictures, Source, read_pictures
@@ -109,6 +109,18 @@ def test_loader(cfg: CfgNode, name: str) -> Iterable[list[Example]]:
         _dicts(cfg, pictures), mapper=mapper, batch_size=cfg.TEST.BATCH, num_workers=workers
     )
     return loader
+
+
+def spread_examples(cfg: CfgNode, name: str, count: int) -> list[Example]:
+    """So many examples of a data set as in testing, each with its "index", evenly spread: it often lies class by class.
+
+    Raises:
+        DatasetError: as for `train_data`.
+    """
+    pictures = _read(cfg, name)
+    dicts, mapper = _dicts(cfg, pictures), build_mapper(cfg, pictures, is_train=False)
+    places = np.linspace(0, len(dicts) - 1, min(count, len(dicts))).round().astype(int)
+    return [{"index": i, **mapper(dicts[i])} for i in places.tolist()]
 
 
 def images(cfg: CfgNode, name: str, indices: Iterable[int]) -> dict[int, NDArray[np.uint8]]:
@@ -210,7 +222,11 @@ def _training_pictures(cfg: CfgNode) -> Pictures:
     if not names:
         raise DatasetError("DATASETS.TRAIN names the data sets to train on, and it is empty; give it one.")
     _check_classes(cfg, names)
-    return _joined(names, [_read(cfg, name) for name in names], cfg.INPUT.SIDE)
+    pictures = _joined(names, [_read(cfg, name) for name in names], cfg.INPUT.SIDE)
+    source = _source_of(names[0])
+    if isinstance(source, FolderSource):
+        source.require_pictures(pictures.labels)
+    return pictures
 
 
 def _split(cfg: CfgNode, pictures: Pictures) -> tuple[list[Example], list[Example]]:
@@ -269,7 +285,8 @@ def _check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
             ]
             raise DatasetError(
                 f"training and test data have the same classes; beside {first}, {name} {' and '.join(wrong)}. Rename, "
-                "add or delete folders until both have the same."
+                "add or delete folders until both have the same; in test data, that of a class without a picture is "
+                "empty."
             )
         if found != classes[first]:
             raise DatasetError(
@@ -278,8 +295,9 @@ def _check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
             )
         if len(found) != known:
             raise DatasetError(
-                f"{name} has {len(found)} classes and the network {known}; "
-                f"set MODEL.CLASSIFIER.NUM_CLASSES {len(found)}."
+                f"{name} has {len(found)} classes and the network {known}; set MODEL.CLASSIFIER.NUM_CLASSES "
+                f"{len(found)} to train on these ({_listed(found)}). Test data without a picture of some class of the "
+                "network have an empty folder for it."
             )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,21 +63,37 @@ class FolderSource(Source):
         return dict(sorted(folders.items()))
 
     def read(self, format: str, side: int) -> Pictures:
-        """List the pictures; decode them if all have one size (``side``, if that is given) and fit into memory."""
-        folders = self._folders()
-        names, files, labels = list(folders), [], []
-        found = [_pictures_in(folder) for folder in folders.values()]
-        empty = [name for name, inside in zip(names, found, strict=True) if not inside]
-        if empty:
-            raise DatasetError(
-                f"each class of {self.name} has a picture, and in {self.root} there is none in: {', '.join(empty)}. "
-                f"Add pictures ({', '.join(sorted(PICTURES))}), or delete the folders."
-            )
+        """List the pictures; decode them if all have one size (``side``, if that is given) and fit into memory.
+
+        A class may have none: `require_pictures` refuses that where it is to be learnt.
+        """
+        files, labels = [], []
+        found = [_pictures_in(folder) for folder in self._folders().values()]
+        if not any(found):
+            self.require_pictures([])
         for number, inside in enumerate(found):
             files += inside
             labels += [number] * len(inside)
         images = self._decode(files, format, side)
         return Pictures(labels, None if images is None else torch.from_numpy(images), tuple(files), format)
+
+    def require_pictures(self, labels: Iterable[int]) -> None:
+        """Check that each class has a picture, as one that is to be learnt needs.
+
+        Args:
+            labels: of the pictures that there are.
+
+        Raises:
+            DatasetError: one has none.
+        """
+        there = set(labels)
+        empty = [name for number, name in enumerate(self.class_names()) if number not in there]
+        if empty:
+            raise DatasetError(
+                f"each class of {self.name} has a picture, and in {self.root} there is none in: {', '.join(empty)}. "
+                f"Add pictures ({', '.join(sorted(PICTURES))}), or delete the folders, also those of the other data "
+                "sets. (Only in test data a folder may be empty.)"
+            )
 
     def _decode(self, files: Sequence[str], format: str, side: int) -> NDArray[np.uint8] | None:
         decoding = _Decoding(files, format)

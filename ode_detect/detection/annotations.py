@@ -3,85 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import os.path
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pycocotools.mask
 from detectron2.structures import BoxMode
-from numpy.typing import NDArray
 
 from ode_detect.media.errors import DatasetError, Problem
 from ode_detect.media.images import read_size
 from ode_detect.media.names import one_line, other_spellings, same_name
 from ode_detect.media.text import read_json
 
+from .boxes import are_corners, box_faults, box_problems, corner_problem, form_problems
+from .formats import other_json
+from .numbers import NUMBERS, read_numbers
+from .shapes import fill_boxes, repair_shapes
+
 Content = dict[str, Any]
-# A box may reach over the edge by rounding, in pixels, without a word.
-_ROUNDING = 1.0
-_NUMBERS = frozenset((int, float))
+# The name of a class stands in tables, drawings and messages.
+_LONGEST_NAME = 200
 _NO_IMAGE_ID = "images without a whole number as id, or without file_name"
+_JOINED = "joined under the first id"
 _SHARED_IMAGE_ID = "images that share their id with another one"
-
-
-@dataclass(frozen=True)
-class BoxFaults:
-    """What is wrong with boxes, one flag per box, each of shape (N,).
-
-    Attributes:
-        unreal: a coordinate is NaN or infinite.
-        empty: width or height is not above 0.
-        outside: nothing of it is in the picture.
-        over: it reaches over the edge of the picture by more than a pixel.
-        clipped: the boxes within the picture, ``x, y, width, height``, shape (N, 4).
-    """
-
-    unreal: NDArray[np.bool_]
-    empty: NDArray[np.bool_]
-    outside: NDArray[np.bool_]
-    over: NDArray[np.bool_]
-    clipped: NDArray[np.float64]
-
-    @property
-    def dropped(self) -> NDArray[np.bool_]:
-        """Which boxes nothing can be learnt from."""
-        return self.unreal | self.empty | self.outside
-
-
-def box_faults(boxes: NDArray[np.float64], sizes: NDArray[np.float64]) -> BoxFaults:
-    """Judge boxes against their pictures.
-
-    Args:
-        boxes: ``x, y, width, height`` in pixels, shape (N, 4).
-        sizes: width and height of the picture of each box, shape (N, 2).
-    """
-    unreal: NDArray[np.bool_] = np.asarray(~np.isfinite(boxes).all(axis=1), dtype=bool)
-    x0, y0, width, height = np.where(unreal[:, None], 0.0, boxes).T
-    first = np.stack([x0, y0], axis=1)
-    last = first + np.stack([width, height], axis=1)
-    empty = ~unreal & ((width <= 0) | (height <= 0))
-    inside_first, inside_last = np.clip(first, 0, sizes), np.clip(last, 0, sizes)
-    outside = ~unreal & ~empty & (inside_last <= inside_first).any(axis=1)
-    over = ((first < -_ROUNDING) | (last > sizes + _ROUNDING)).any(axis=1) & ~(unreal | empty | outside)
-    return BoxFaults(unreal, empty, outside, over, np.concatenate([inside_first, inside_last - inside_first], axis=1))
-
-
-def box_problems(faults: BoxFaults, place: Callable[[int], str]) -> list[Problem]:
-    """Say what is wrong with boxes; ``place`` tells which box it is."""
-    rules = (
-        (faults.unreal, "boxes that are not finite", "dropped"),
-        (faults.empty, "boxes without width or height", "dropped"),
-        (faults.outside, "boxes outside their picture", "dropped"),
-        (faults.over, "boxes partly outside their picture", "clipped"),
-    )
-    return [
-        Problem(rule, tuple(place(int(i)) for i in np.flatnonzero(which)), done)
-        for which, rule, done in rules
-        if which.any()
-    ]
 
 
 def read_coco(file: Path) -> Content:
@@ -98,7 +45,7 @@ def read_coco(file: Path) -> Content:
         raise DatasetError(
             f"COCO JSON holds lists of objects under images, annotations and categories, with at least one image; "
             f"{file} has {', '.join(f'no such list {key!r}' for key in lacking + wrong) or 'no image'}. "
-            "datasets/README.md shows the form."
+            f"{other_json(content) or 'datasets/README.md shows the form.'}"
         )
     return dict(content)
 
@@ -111,16 +58,86 @@ def repair(content: Content, images: Path) -> tuple[Content, list[Problem]]:
         images: folder of the pictures, which are opened only if the size of one is not given.
 
     Returns:
-        The repaired content, and what was found. If a problem has nothing ``done`` about it, the content is not usable.
+        The repaired content, and what was found. If a problem has nothing ``done`` about it, the content is not usable,
+        and only its numbers and missing boxes are read.
     """
-    categories, problems = _repair_categories(content["categories"])
+    content, problems = read_numbers(content)
+    content, found = fill_boxes(content)
+    problems += found
+    categories, found = _repair_categories(content["categories"])
+    problems += found
     pictures, found = _repair_images(content["images"], images)
     problems += found
     if any(not p.done for p in problems):
         return content, problems
     annotations, found = _repair_annotations(content["annotations"], pictures, categories)
     repaired = {**content, "images": pictures, "annotations": annotations, "categories": categories}
-    return repaired, problems + found
+    problems += found
+    if any(not p.done for p in found):
+        return repaired, problems
+    # The size belongs to it: boxes in pixels of another size must be scaled first.
+    of = {i["id"]: (os.path.normpath(i["file_name"]), i["width"], i["height"]) for i in pictures}
+    groups = spread(repaired, of)
+    return (
+        (join(repaired, groups), [*problems, spread_problem(repaired, groups, _JOINED)])
+        if groups
+        else (
+            repaired,
+            problems,
+        )
+    )
+
+
+def same_pictures(content: Content, pictures: Mapping[int, Hashable]) -> list[list[int]]:
+    """Ids of entries for the same picture, in their order, for each picture of several entries.
+
+    Args:
+        content: as `repair` gives it.
+        pictures: which picture an entry is for, by the id of the entry; an id that is missing is for none.
+    """
+    groups: dict[Hashable, list[int]] = defaultdict(list)
+    if len(set(pictures.values())) < len(pictures):
+        for image in content["images"]:
+            if image["id"] in pictures:
+                groups[pictures[image["id"]]].append(image["id"])
+    return [ids for ids in groups.values() if len(ids) > 1]
+
+
+def spread(content: Content, pictures: Mapping[int, Hashable]) -> list[list[int]]:
+    """Those of `same_pictures` with other boxes in one entry than in another, which teaches that objects are none."""
+    groups = same_pictures(content, pictures)
+    boxes: dict[int, set[Hashable]] = {number: set() for ids in groups for number in ids}
+    for annotation in content["annotations"] if groups else ():
+        if annotation["image_id"] in boxes:
+            boxes[annotation["image_id"]].add(_box_key(annotation))
+    return [ids for ids in groups if any(boxes[number] != boxes[ids[0]] for number in ids)]
+
+
+def join(content: Content, groups: Sequence[Sequence[int]]) -> Content:
+    """Put the boxes of entries for one picture into the first of them, each once, and leave out the others."""
+    first = {number: ids[0] for ids in groups for number in ids}
+    owner: dict[Hashable, int] = {}
+    annotations = []
+    for annotation in content["annotations"]:
+        number = annotation["image_id"]
+        if number in first:
+            # One entry may repeat a box, which is another fault.
+            if owner.setdefault((first[number], _box_key(annotation)), number) != number:
+                continue
+            annotation = {**annotation, "image_id": first[number]}
+        annotations.append(annotation)
+    images = [image for image in content["images"] if first.get(image["id"], image["id"]) == image["id"]]
+    return {**content, "images": images, "annotations": annotations}
+
+
+def spread_problem(content: Content, groups: Sequence[Sequence[int]], done: str) -> Problem:
+    """Say which pictures have their boxes in several entries."""
+    names = {image["id"]: image["file_name"] for image in content["images"]}
+    where = tuple(
+        f"{' = '.join(dict.fromkeys(names[number] for number in ids))} (ids {', '.join(map(str, ids))})"
+        for ids in groups
+    )
+    return Problem("pictures whose boxes are spread over several entries", where, done)
 
 
 def usable(raw: Content, problems: Sequence[Problem], images: Path) -> Content:
@@ -142,21 +159,44 @@ def usable(raw: Content, problems: Sequence[Problem], images: Path) -> Content:
     for category in raw["categories"]:
         number, name = category.get("id"), category.get("name")
         if type(number) is int and isinstance(name, str) and number not in same:
-            name = one_line(name)
+            name = one_line(name)[:_LONGEST_NAME]
             if name not in first:
                 first[name] = number
-                categories.append(category)
+                categories.append({**category, "name": name})
             same[number] = first[name]
     pictures = [image for image in raw["images"] if _has_size(image) or _file_size(image, images)]
     known = {image["id"] for image in pictures}
     annotations = []
     for a in raw["annotations"]:
         box = a.get("bbox")
-        plain = isinstance(box, list) and len(box) == 4 and _NUMBERS.issuperset(map(type, box))
         ids = a.get("image_id"), a.get("category_id")
-        if plain and all(map(_is_id, ids)) and ids[0] in known and ids[1] in same:
+        if _is_box(box) and all(map(_is_id, ids)) and ids[0] in known and ids[1] in same:
             annotations.append({**a, "category_id": same[ids[1]]})
     return {**raw, "images": pictures, "categories": categories, "annotations": annotations}
+
+
+def nothing_counts(annotations: Iterable[Mapping[str, Any]], *, difficult: bool) -> str:
+    """Why no object can be learnt, or found, and what to do about it; "" if there is one.
+
+    Args:
+        annotations: of all pictures, as COCO content or as dataset dicts.
+        difficult: whether objects with that mark count: they are trained on, and not evaluated on.
+    """
+    ignored: Counter[str] = Counter()
+    for annotation in annotations:
+        if annotation.get("difficult"):
+            ignored["difficult 1"] += 1
+        elif annotation.get("iscrowd"):
+            ignored["iscrowd 1"] += 1
+        else:
+            return ""
+        if difficult and ignored["difficult 1"]:
+            return ""
+    if not ignored:
+        return "there is no annotation that can be used; see whether the annotations are those of these pictures."
+    marks = " and ".join(f"{count} of {ignored.total()} objects have {mark}" for mark, count in ignored.items())
+    rle = " (a mask may be RLE without being a crowd)" if "iscrowd 1" in ignored else ""
+    return f"{marks}, and are left aside; write 0 where it is a single object that is to be found{rle}."
 
 
 def to_records(content: Content, images: Path) -> list[dict[str, Any]]:
@@ -176,7 +216,9 @@ def to_records(content: Content, images: Path) -> list[dict[str, Any]]:
         if annotation.get("difficult"):
             record["difficult"] = 1
         if annotation.get("segmentation"):
-            record["segmentation"] = _mask(annotation["segmentation"])
+            mask = annotation["segmentation"]
+            runs = isinstance(mask, dict) and isinstance(mask["counts"], list)
+            record["segmentation"] = pycocotools.mask.frPyObjects(mask, *mask["size"]) if runs else mask
         if annotation.get("keypoints"):
             # COCO's key points are indices of pixels, Detectron2's coordinates.
             record["keypoints"] = [v + 0.5 if i % 3 != 2 else v for i, v in enumerate(annotation["keypoints"])]
@@ -201,9 +243,14 @@ def _repair_categories(categories: list[dict[str, Any]]) -> tuple[list[dict[str,
         return categories, [Problem(rule, bad or ("none at all",))]
     repaired = [{**c, "name": one_line(c["name"])} for c in categories]
     broken = tuple(
-        repr(c["name"]) for c, new in zip(categories, repaired, strict=True) if same_name(c["name"]) != new["name"]
+        repr(c["name"])[:_LONGEST_NAME]
+        for c, new in zip(categories, repaired, strict=True)
+        if same_name(c["name"]) != new["name"]
     )
     problems = [Problem("names of categories that are no line of text", broken, "read as one")] if broken else []
+    long = tuple(f"{c['name'][:40]}... ({len(c['name'])} letters)" for c in repaired if len(c["name"]) > _LONGEST_NAME)
+    if long:
+        problems.append(Problem(f"categories with a name of more than {_LONGEST_NAME} letters", long))
     for key in ("id", "name"):
         counts = Counter(c[key] for c in repaired)
         twice = tuple(f"{key} {value!r}" for value, count in counts.items() if count > 1)
@@ -261,24 +308,34 @@ def _repair_annotations(
         return annotations, problems
     boxes = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
     sizes = np.array([[by_id[a["image_id"]][k] for k in ("width", "height")] for a in annotations], dtype=np.float64)
-    faults = box_faults(boxes, sizes)
 
     def place(i: int) -> str:
         return (
             f"annotation {annotations[i].get('id', i)} of {by_id[annotations[i]['image_id']]['file_name']}, bbox "
-            + ("[" + ", ".join(f"{v:g}" for v in boxes[i]) + "]")
+            + ("[" + ", ".join(f"{v:g}" for v in annotations[i]["bbox"]) + "]")
         )
 
-    problems = box_problems(faults, place)
     repaired = list(annotations)
+    if are_corners(boxes, sizes):
+        problems.append(corner_problem(place, len(boxes), "width taken as x1 - x0, height as y1 - y0"))
+        boxes[:, 2:] -= boxes[:, :2]
+        repaired = [{**a, "bbox": box} for a, box in zip(annotations, boxes.tolist(), strict=True)]
+    faults = box_faults(boxes, sizes)
+    problems += box_problems(faults, place)
     for i in np.flatnonzero(faults.over & ~faults.dropped).tolist():
         box = faults.clipped[i].tolist()
         area = {} if annotations[i].get("segmentation") else {"area": box[2] * box[3]}
-        repaired[i] = {**annotations[i], "bbox": box, **area}
-    repaired, found = _fill_in(repaired, by_id, place)
-    dropped = faults.dropped
-    kept = [a for a, drop in zip(repaired, dropped.tolist(), strict=True) if not drop] if dropped.any() else repaired
-    return kept, problems + found
+        repaired[i] = {**repaired[i], "bbox": box, **area}
+    kept = np.flatnonzero(~faults.dropped)
+
+    def place_of_kept(i: int) -> str:
+        return place(int(kept[i]))
+
+    problems += form_problems(boxes[kept], sizes[kept], place_of_kept)
+    repaired, found = _fill_in([repaired[i] for i in kept.tolist()], place_of_kept)
+    problems += found
+    repaired, found = repair_shapes(repaired, by_id, categories, place_of_kept)
+    return repaired, problems + found
 
 
 def _reference_problems(
@@ -288,7 +345,7 @@ def _reference_problems(
     wrong_box, no_image, no_category = [], [], []
     for i, annotation in enumerate(annotations):
         box, image, category = annotation.get("bbox"), annotation.get("image_id"), annotation.get("category_id")
-        if type(box) is not list or len(box) != 4 or not _NUMBERS.issuperset(map(type, box)):
+        if not _is_box(box):
             wrong_box.append(f"annotation {annotation.get('id', i)}, bbox {box}")
         if type(image) is not int or image not in images:
             no_image.append(f"annotation {annotation.get('id', i)}, image_id {image}")
@@ -303,9 +360,9 @@ def _reference_problems(
 
 
 def _fill_in(
-    annotations: list[dict[str, Any]], images: dict[Any, dict[str, Any]], place: Callable[[int], str]
+    annotations: list[dict[str, Any]], place: Callable[[int], str]
 ) -> tuple[list[dict[str, Any]], list[Problem]]:
-    """Ids that pycocotools can count by, ``iscrowd``, ``area``, and masks that are masks."""
+    """Ids that pycocotools can count by, and ``iscrowd``."""
     problems = []
     ids = [a.get("id") for a in annotations]
     usable = all(type(i) is int and i > 0 for i in ids)
@@ -315,7 +372,7 @@ def _fill_in(
         # An object with the id 0 counts as missed, whatever is found: pycocotools takes 0 for "no object".
         problems.append(Problem("annotations without an id of their own above 0", bad, "all numbered anew"))
         annotations = [{**a, "id": n} for n, a in enumerate(annotations, start=1)]
-    filled: dict[str, list[int]] = {"iscrowd": [], "area": [], "ignore": [], "mask": []}
+    filled: dict[str, list[int]] = {"iscrowd": [], "ignore": []}
     repaired = list(annotations)
     for n, annotation in enumerate(annotations):
         changes: dict[str, Any] = {}
@@ -325,21 +382,11 @@ def _fill_in(
         elif annotation.get("iscrowd") not in (0, 1):
             filled["iscrowd"].append(n)
             changes["iscrowd"] = 0
-        segmentation = annotation.get("segmentation")
-        if segmentation and not _is_mask(segmentation, images[annotation["image_id"]]):
-            filled["mask"].append(n)
-            changes["segmentation"] = []
-        area: Any = annotation.get("area")
-        if type(area) not in _NUMBERS or not math.isfinite(area):
-            filled["area"].append(n)
-            changes["area"] = annotation["bbox"][2] * annotation["bbox"][3]
         if changes:
             repaired[n] = {**annotation, **changes}
     words = {
         "iscrowd": ("annotations without iscrowd", "taken as 0"),
-        "area": ("annotations without area", "taken from the box"),
         "ignore": ("annotations with ignore", "taken as iscrowd"),
-        "mask": ("masks that are neither polygons of 3 or more points nor RLE of the picture's size", "left out"),
     }
     problems += [
         Problem(words[key][0], tuple(map(place, where)), words[key][1]) for key, where in filled.items() if where
@@ -347,31 +394,26 @@ def _fill_in(
     return repaired, problems
 
 
-def _is_mask(segmentation: Any, image: dict[str, Any]) -> bool:
-    if isinstance(segmentation, dict):
-        return bool(segmentation.get("counts") and segmentation.get("size") == [image["height"], image["width"]])
-    return isinstance(segmentation, list) and any(_is_polygon(polygon) for polygon in segmentation)
+def _is_box(value: Any) -> bool:
+    if type(value) is not list or len(value) != 4 or not NUMBERS.issuperset(map(type, value)):
+        return False
+    try:
+        math.hypot(*value)
+    except OverflowError:  # of a whole number beyond any float; what is infinite or NaN is a box, and a bad one
+        return False
+    return True
 
 
-def _is_polygon(polygon: Any) -> bool:
-    return isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
-
-
-def _mask(segmentation: Any) -> Any:
-    """Polygons of at least three points, or compressed RLE."""
-    if isinstance(segmentation, list):
-        return [polygon for polygon in segmentation if _is_polygon(polygon)]
-    if isinstance(segmentation["counts"], list):
-        return pycocotools.mask.frPyObjects(segmentation, *segmentation["size"])
-    return segmentation
+def _box_key(annotation: dict[str, Any]) -> Hashable:
+    return (annotation["category_id"], annotation["iscrowd"], *(round(v, 2) for v in annotation["bbox"]))
 
 
 def _is_id(value: object) -> bool:
-    return type(value) is int
+    return type(value) is int and abs(value) < 2**63
 
 
 def _has_size(image: dict[str, Any]) -> bool:
-    return all(type(image.get(key)) is int and image[key] > 0 for key in ("width", "height"))
+    return all(type(image.get(key)) is int and 0 < image[key] < 2**31 for key in ("width", "height"))
 
 
 def _file_size(image: dict[str, Any], folder: Path) -> tuple[int, int] | None:

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ode_detect.media.errors import DatasetError, Problem
-from ode_detect.media.images import orientation, read_image
-from ode_detect.media.names import is_file
+from ode_detect.media.images import opened, orientation, read_image
+from ode_detect.media.names import is_file, printable
 
-from .annotations import Content, repair, usable
+from .annotations import Content, nothing_counts, repair, same_pictures, spread, spread_problem, usable
 from .classes import Classes, difference, listed
 from .custom import Source
 from .mapper import scale_factors
@@ -114,7 +114,7 @@ class Checked:
             "boxes": boxes,
             "labels": [names[a["category_id"]] for a in mine],
             "ignored": [bool(a["iscrowd"]) for a in mine],
-            "name": image["file_name"],
+            "name": printable(image["file_name"]),
         }
 
 
@@ -131,13 +131,13 @@ def check(source: Source, *, progress: Callable[[int], object] = lambda done: No
     raw, problems = source.read_raw()
     content, found = repair(raw, source.images)
     if any(not problem.done for problem in found):
-        content, again = repair(usable(raw, found, source.images), source.images)
+        content, again = repair(usable(content, found, source.images), source.images)
         fatal = [str(problem) for problem in again if not problem.done]
         if fatal:
             raise DatasetError(f"{source.annotations} cannot be put in order by itself:\n  " + "\n  ".join(fatal))
         found = found + [p for p in again if p.rule not in {q.rule for q in found}]
     files = _look_at(content["images"], source.images, progress)
-    problems = [*problems, *found, *_repeated_boxes(content), *_picture_problems(content, files)]
+    problems = [*problems, *found, *_repeated_boxes(content), *_picture_problems(content, files), *_no_object(content)]
     return Checked(source, content, files, tuple(problems), tuple(_notes(content, files)))
 
 
@@ -217,13 +217,15 @@ def _look_at(images: Sequence[dict[str, Any]], folder: Path, progress: Callable[
 def look_at(path: Path) -> File:
     """Decode a picture and say what it is."""
     if not is_file(path):
-        return File(error=f"{path} is not there")
+        # Path.exists raises where a name is too long.
+        kind = "a folder, a pipe or a device, not a file" if os.path.exists(path) else "not there"  # noqa: PTH110
+        return File(error=f"{path} is {kind}")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     try:
         height, width = read_image(path, "RGB").shape[:2]
     except DatasetError as error:
         return File(error=str(error), digest=digest)
-    with Image.open(path) as image:
+    with opened(path) as image:
         turned = orientation(image) in (5, 6, 7, 8)
         suffix = Image.registered_extensions().get(path.suffix.lower())
         kinds = [] if image.mode in ("RGB", "L") else [f"pictures of mode {image.mode}"]
@@ -253,11 +255,12 @@ def _picture_problems(content: Content, files: dict[int, File]) -> list[Problem]
             broken.append(file.error)
         elif file.size != said:
             (turned if stored_size(file) == said else scaled if same_shape(file.size, said) else other).append(text)
-    twice = defaultdict(list)
-    for image in content["images"]:
-        if files[image["id"]].digest:
-            twice[files[image["id"]].digest].append(image["file_name"])
-    copies = tuple(" = ".join(names) for names in twice.values() if len(names) > 1)
+    digests = {number: file.digest for number, file in files.items() if file.digest}
+    apart = spread(content, digests)
+    names = {image["id"]: image["file_name"] for image in content["images"]}
+    copies = tuple(
+        " = ".join(names[number] for number in ids) for ids in same_pictures(content, digests) if ids not in apart
+    )
     rules = {
         "pictures that are not there": missing,
         "pictures that cannot be read": broken,
@@ -266,7 +269,13 @@ def _picture_problems(content: Content, files: dict[int, File]) -> list[Problem]
         "pictures of another size and shape than annotated": other,
     }
     problems = [Problem(rule, tuple(where)) for rule, where in rules.items() if where]
+    problems += [spread_problem(content, apart, "kept")] if apart else []
     return problems + ([Problem("pictures that are there twice (same bytes)", copies, "kept")] if copies else [])
+
+
+def _no_object(content: Content) -> list[Problem]:
+    reason = nothing_counts(content["annotations"], difficult=False)
+    return [Problem("data sets without an object that counts", (reason,))] if reason else []
 
 
 def stored_size(file: File) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from ode_detect.ode.names import UnknownNameError, check_name
 from .annotations import Content, read_coco, repair, to_records
 from .classes import Classes
 from .errors import refuse
+from .formats import other_file
 from .voc import read_voc, write_voc
 
 _REQUIRED = ("NAME", "IMAGES", "ANNOTATIONS")
@@ -84,6 +85,8 @@ class Source:
                 f"SPLIT and CLASSES belong to VOC XML, where ANNOTATIONS is a folder; {self.annotations} of "
                 f"{self.name!r} is a file, and COCO JSON names its pictures and categories itself. Leave them out."
             )
+        if other_file(self.annotations):
+            raise DatasetError(f"{self.annotations} of {self.name!r} is no COCO JSON. {other_file(self.annotations)}")
         return read_coco(self.annotations), []
 
 

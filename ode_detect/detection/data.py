@@ -12,7 +12,7 @@ import detectron2.data.datasets  # noqa: F401  registers COCO, LVIS, VOC, Citysc
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
-from detectron2.data.build import get_detection_dataset_dicts
+from detectron2.data.build import filter_images_with_few_keypoints, get_detection_dataset_dicts
 from detectron2.structures import BoxMode
 from numpy.typing import NDArray
 
@@ -21,11 +21,13 @@ from ode_detect.media.places import datasets_root
 from ode_detect.ode.names import UnknownNameError, check_name
 
 from . import custom
-from .annotations import box_faults, box_problems
+from .annotations import nothing_counts
+from .boxes import are_corners, box_faults, box_problems, form_problems
 from .classes import difference, listed
 from .custom import class_names
 from .mapper import Mapper
 from .model import head_name
+from .shapes import read_mask
 from .sizes import anchor_problems, seen_boxes, size_problems
 
 logger = logging.getLogger("ode_detect.detection")
@@ -82,14 +84,21 @@ def train_data(cfg: CfgNode) -> tuple[list[dict[str, Any]], Mapper]:
         Dataset dicts in Detectron2's format, and the mapper from one of them to a training example.
 
     Raises:
-        DatasetError: files are missing, cannot be read, hold no picture, or have other classes than the network or
-            the test data.
+        DatasetError: files are missing, cannot be read, hold no picture or no object that counts, or have other
+            classes than the network or the test data.
     """
     names = list(cfg.DATASETS.TRAIN)
-    dicts = read_dataset(names, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    parts = [(name, read_dataset([name])) for name in names]
+    dicts = [record for _, part in parts for record in part]
+    _check_objects("trained", names, dicts)
+    if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        dicts = [record for name, part in parts for record in _without_empty(name, part)]
     _check_same_classes([*names, *cfg.DATASETS.TEST])
     _check_classes(cfg, names)
     _check_masks(cfg, names, dicts)
+    _check_key_points(cfg, names, dicts)
+    if cfg.MODEL.KEYPOINT_ON:
+        dicts = filter_images_with_few_keypoints(dicts, cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE)
     _warn_of_sizes(cfg, names, dicts)
     return dicts, Mapper(cfg, is_train=True)
 
@@ -110,18 +119,19 @@ def check_test_data(cfg: CfgNode) -> None:
         with _explained(name):
             dicts = custom.load_with_truth(name)
         dicts = read_dataset([name], tell=False) if dicts is None else dicts
+        _check_objects("tested", [name], dicts)
         _check_classes(cfg, [name])
         _check_masks(cfg, [name], dicts)
+        _check_key_points(cfg, [name], dicts)
         _TESTED[name] = seen_boxes(cfg, dicts, is_train=False)
     _check_same_classes(cfg.DATASETS.TEST)
 
 
-def read_dataset(names: Sequence[str], *, filter_empty: bool = False, tell: bool = True) -> list[dict[str, Any]]:
+def read_dataset(names: Sequence[str], *, tell: bool = True) -> list[dict[str, Any]]:
     """Dataset dicts in Detectron2's format, without boxes that nothing can be learnt from.
 
     Args:
         names: the data sets, read one after the other.
-        filter_empty: leave out pictures without an object (crowd boxes are none).
         tell: log what was dropped or repaired, once for each data set.
 
     Raises:
@@ -138,7 +148,7 @@ def read_dataset(names: Sequence[str], *, filter_empty: bool = False, tell: bool
         if tell and problems and name not in _TOLD:
             _TOLD.add(name)
             logger.warning("annotations of %s, all %d pictures kept:\n%s", name, len(read), describe(problems))
-        dicts += _without_empty(name, read) if filter_empty else read
+        dicts += read
     return dicts
 
 
@@ -163,14 +173,19 @@ def _explained(name: str) -> Iterator[None]:
         ) from error
 
 
-def _without_empty(name: str, dicts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    # Difficult objects are crowds to evaluation only.
-    kept = [d for d in dicts if any(not a.get("iscrowd") or a.get("difficult") for a in d.get("annotations", [{}]))]
-    if not kept:
+def _check_objects(what: str, names: Sequence[str], dicts: Sequence[dict[str, Any]]) -> None:
+    """There must be something to learn, or to find, unless pictures come without any list of objects."""
+    if not all("annotations" in record for record in dicts):
+        return
+    reason = nothing_counts([a for record in dicts for a in record["annotations"]], difficult=what == "trained")
+    if reason:
         raise DatasetError(
-            f"no picture of {name} has an object, and pictures without objects are left out; set "
-            "DATALOADER.FILTER_EMPTY_ANNOTATIONS False, or check the annotations."
+            f"what is {what} on has an object at least that counts, and {', '.join(names)} has none: {reason}"
         )
+
+
+def _without_empty(name: str, dicts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    kept = [d for d in dicts if not nothing_counts(d.get("annotations", [{}]), difficult=True)]
     if len(kept) < len(dicts):
         logger.warning(
             "%s: %d of %d pictures have no object and are left out (DATALOADER.FILTER_EMPTY_ANNOTATIONS True)",
@@ -191,14 +206,45 @@ def _drop_boxes(dicts: list[dict[str, Any]]) -> tuple[Problem, ...]:
     corners = np.array([a["bbox_mode"] == BoxMode.XYXY_ABS for _, a in places])
     boxes[corners, 2:] -= boxes[corners, :2]
     sizes = np.array([[d.get("width", np.inf), d.get("height", np.inf)] for d, _ in places], dtype=np.float64)
+    if not corners.any() and are_corners(boxes, sizes):
+        raise DatasetError(
+            f"a box of COCO JSON is [x, y, width, height], and those of {places[0][0]['file_name']} and other pictures "
+            "fit only as corners [x0, y0, x1, y1]. Write [x0, y0, x1 - x0, y1 - y0], or name the file in "
+            "DATASETS.CUSTOM, which does."
+        )
     faults = box_faults(boxes, sizes)
-    problems = box_problems(faults, lambda i: f"{places[i][0]['file_name']}, bbox {list(places[i][1]['bbox'])}")
+    kept = np.flatnonzero(~faults.dropped)
+
+    def place(i: int) -> str:
+        return f"{places[i][0]['file_name']}, bbox {list(places[i][1]['bbox'])}"
+
+    problems = form_problems(boxes[kept], sizes[kept], lambda i: place(int(kept[i])))
+    problems += box_problems(faults, place) + _drop_masks(places)
     for i in np.flatnonzero(faults.over & ~faults.dropped).tolist():
         places[i][1].update(bbox=faults.clipped[i].tolist(), bbox_mode=BoxMode.XYWH_ABS)
     bad = {id(places[i][1]) for i in np.flatnonzero(faults.dropped).tolist()}
     for record in dicts if bad else ():
         record["annotations"] = [a for a in record["annotations"] if id(a) not in bad]
     return tuple(problems)
+
+
+def _drop_masks(places: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> list[Problem]:
+    """Take masks that are none out of dataset dicts that somebody else has read."""
+    where = []
+    for record, annotation in places:
+        mask = annotation.get("segmentation")
+        if mask and record.get("height") and record.get("width"):
+            read = read_mask(mask, record["height"], record["width"])
+            if read is None:
+                del annotation["segmentation"]
+                where.append(f"{record['file_name']}, bbox {list(annotation['bbox'])}")
+            elif read is not mask:
+                annotation["segmentation"] = read
+    return (
+        [Problem("masks that are neither polygons nor RLE of the picture's size", tuple(where), "left out")]
+        if where
+        else []
+    )
 
 
 def _check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
@@ -255,6 +301,28 @@ def _check_masks(cfg: CfgNode, names: Sequence[str], dicts: Sequence[dict[str, A
                 raise DatasetError(
                     f"INPUT.MASK_FORMAT is polygon, and an object in {record['file_name']} of {what} has its mask as "
                     "RLE; set INPUT.MASK_FORMAT bitmask, which takes both."
+                )
+
+
+def _check_key_points(cfg: CfgNode, names: Sequence[str], dicts: Sequence[dict[str, Any]]) -> None:
+    """An object has as many key points as the network, or none."""
+    count = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
+    learnt = [name for name in names if name in cfg.DATASETS.TRAIN]
+    nameless = [name for name in learnt if not MetadataCatalog.get(name).get("keypoint_names")]
+    if cfg.MODEL.KEYPOINT_ON and nameless:
+        raise DatasetError(
+            "key points (MODEL.KEYPOINT_ON) need names, and which of them change places in a mirror; "
+            f"{', '.join(nameless)} has none. Set keypoint_names and keypoint_flip_map of "
+            "detectron2.data.MetadataCatalog.get(NAME), as Detectron2 asks for it."
+        )
+    for record in dicts if cfg.MODEL.KEYPOINT_ON else ():
+        for annotation in record.get("annotations", ()):
+            points = annotation.get("keypoints")
+            if points is not None and len(points) != 3 * count:
+                raise DatasetError(
+                    f"the network has {count} key points (MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS), and an object in "
+                    f"{record['file_name']} of {', '.join(names)} has {len(points) / 3:g}; set NUM_KEYPOINTS to what "
+                    "the data have."
                 )
 
 

@@ -39,6 +39,7 @@ class Mapper(DatasetMapper):
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         """Read the ``INPUT`` keys."""
         arguments = super().from_config(cfg, is_train)
+        arguments["augmentations"] = at_least_a_pixel(arguments["augmentations"])
         if is_train:
             arguments["augmentations"] = _augmentations(cfg, arguments["augmentations"])
             arguments["min_visible"] = cfg.INPUT.MIN_VISIBLE
@@ -60,7 +61,7 @@ class Mapper(DatasetMapper):
                 "tools/check_dataset.py lists all such pictures."
             ) from error
         semantic = example.pop("sem_seg_file_name", None) if self.is_train else None
-        classes = utils.read_image(semantic, "L").squeeze(2) if semantic else None
+        classes = read_image(semantic, "L").squeeze(2) if semantic else None
         augmented = T.AugInput(image, sem_seg=classes)
         transforms = self.augmentations(augmented)
         shape = augmented.image.shape[:2]
@@ -96,6 +97,27 @@ class Mapper(DatasetMapper):
             dataset_dict["instances"] = utils.annotations_to_instances([], image_shape)
             return
         super()._transform_annotations(dataset_dict, transforms, image_shape)
+
+
+class ResizeShortestEdge(T.ResizeShortestEdge):
+    """Detectron2's, but that no side of a strip becomes 0."""
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """The size for one picture."""
+        resize = super().get_transform(image)
+        if isinstance(resize, T.ResizeTransform):
+            resize.new_h, resize.new_w = max(1, resize.new_h), max(1, resize.new_w)
+        return resize
+
+
+def at_least_a_pixel(augmentations: Sequence[Any]) -> list[Any]:
+    """Detectron2's augmentations, with our own `ResizeShortestEdge`."""
+    return [
+        ResizeShortestEdge(a.short_edge_length, a.max_size, a.sample_style, a.interp)
+        if type(a) is T.ResizeShortestEdge
+        else a
+        for a in augmentations
+    ]
 
 
 class ScaleJitter(T.Augmentation):

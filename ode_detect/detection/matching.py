@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+
+from ode_detect.media.errors import describe
+
+from .shapes import repair_shapes
+
+logger = logging.getLogger("ode_detect.detection")
 
 # An object that need not be found and is no mistake to find, as ``iscrowd`` of its annotation: pycocotools ignores what
 # is true, and takes for a crowd (overlap relative to the detection, any number of matches) what is 1 as an integer.
@@ -126,14 +133,39 @@ def load_detections(truth: COCO, found: list[dict[str, Any]]) -> COCO:
 def complete(truth: COCO) -> None:
     """Make annotations such that pycocotools counts them all, in place.
 
-    Ids become 1, 2, ...: pycocotools takes an object with id 0 for not found, and loses one of two with the same id.
-    What many tools leave out is put in: ``iscrowd`` 0, and the area of the box. What is ``difficult`` is ignored.
+    Masks, key points and areas that are none are mended and told, for data sets that Detectron2 has read by itself. Ids
+    become 1, 2, ...: pycocotools takes an object with id 0 for not found, and loses one of two with the same id. What
+    many tools leave out is put in: ``iscrowd`` 0, and the area of the box. What is ``difficult`` is ignored. Where some
+    objects have masks or key points, those without have the outline of their box, and no key point to be found.
     """
-    annotations = truth.dataset.setdefault("annotations", [])
+    images = {image["id"]: image for image in truth.dataset["images"]}
+    raw = truth.dataset.get("annotations", [])
+    annotations, problems = repair_shapes(
+        raw,
+        images,
+        truth.dataset["categories"],
+        lambda i: f"annotation {raw[i].get('id', i)} of {images.get(raw[i]['image_id'], {}).get('file_name', '?')}",
+    )
+    if problems:
+        logger.warning("evaluated against annotations with mended objects:\n%s", describe(problems))
+    truth.dataset["annotations"] = annotations
+    masks = any(annotation.get("segmentation") for annotation in annotations)
+    points = max((len(annotation.get("keypoints") or ()) for annotation in annotations), default=0)
     for number, annotation in enumerate(annotations, start=1):
         annotation["id"] = number
         annotation["iscrowd"] = IGNORED if annotation.get("difficult") else annotation.get("iscrowd", 0)
         annotation.setdefault("area", annotation["bbox"][2] * annotation["bbox"][3])
+        if masks and not annotation.get("segmentation"):
+            x, y, width, height = annotation["bbox"]
+            annotation["segmentation"] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
+        if points and not annotation.get("keypoints"):
+            annotation |= {"keypoints": [0] * points, "num_keypoints": 0}
+    if all(annotation["iscrowd"] for annotation in annotations):
+        logger.warning(
+            "no object of the test data counts (of %d, all are iscrowd or difficult): there will be no AP and no other "
+            "score.",
+            len(annotations),
+        )
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
 

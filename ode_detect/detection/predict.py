@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as rle
 
+from .mapper import at_least_a_pixel
 from .model import head_name
 
 logger = logging.getLogger("ode_detect.detection")
@@ -54,7 +55,7 @@ class DetectionPredictor:
         if self._threshold < floor:
             logger.warning("the network gives no score below %g; lower MODEL.%s.SCORE_THRESH_TEST too.", floor, head)
         self._format = cfg.INPUT.FORMAT
-        self._resize = T.AugmentationList(build_augmentation(cfg, is_train=False))
+        self._resize = T.AugmentationList(at_least_a_pixel(build_augmentation(cfg, is_train=False)))
 
     def example(self, image: NDArray[np.uint8]) -> dict[str, Any]:
         """What the network takes, as the test mapper makes it of a file.

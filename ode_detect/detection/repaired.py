@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from PIL import Image
 
 from ode_detect.media.errors import Problem
+from ode_detect.media.images import read_image
 
-from .annotations import Content
+from .annotations import Content, join, same_pictures, spread
 from .check import Checked, repeated, same_shape, stored_size
 
 # What a repaired copy does where reading alone does nothing, or keeps what is wrong. Anything else is left out.
@@ -23,6 +23,8 @@ _CURES = {
     "pictures of another size than annotated, because EXIF turns them": "copied as they are stored, upright",
     "pictures of another size than annotated, of the same shape": "boxes rescaled",
     "pictures that are there twice": "all but the first left out",
+    "pictures whose boxes are spread over several entries": "joined under the first",
+    "data sets without an object that counts": "left as they are",
 }
 
 
@@ -63,33 +65,38 @@ def write_repaired(
         OSError: the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    images, factors, seen = [], {}, set(test)
+    images: list[dict[str, Any]] = []
+    factors: dict[int, tuple[float, float]] = {}
+    pictures: dict[int, tuple[str, bool]] = {}
     for image in one.content["images"]:
         file = one.files[image["id"]]
         said = (image["width"], image["height"])
-        if file.error or file.digest in seen:
+        stored = file.size != said and stored_size(file) == said
+        if file.error or file.digest in test or (file.size != said and not stored and not same_shape(file.size, said)):
             continue
-        new = {**image, "width": file.size[0], "height": file.size[1]}
-        if file.size != said and stored_size(file) == said:
-            new = {**image, "file_name": str(_as_stored(one, image, folder / "pictures"))}
-        elif file.size != said and same_shape(file.size, said):
+        if file.size != said and not stored:
             factors[image["id"]] = (file.size[0] / said[0], file.size[1] / said[1])
-        elif file.size != said:
-            continue
-        seen.add(file.digest)
-        images.append(new)
-    kept, again = {image["id"] for image in images}, set(repeated(one.content))
+        # Boxes for a picture that EXIF turns, and boxes for it as it is stored, do not go together.
+        pictures[image["id"]] = (file.digest, stored)
+        images.append(image if stored else {**image, "width": file.size[0], "height": file.size[1]})
+    again = set(repeated(one.content))
     annotations = [
         _scaled(a, factors[a["image_id"]]) if a["image_id"] in factors else a
         for i, a in enumerate(one.content["annotations"])
-        if a["image_id"] in kept and i not in again
+        if a["image_id"] in pictures and i not in again
     ]
     name = f"{one.source.name}_fixed"
     path = folder / f"{name}.json"
     content: Content = {**one.content, "images": images, "annotations": annotations}
+    several, apart = same_pictures(content, pictures), spread(content, pictures)
+    lost = len(one.content["images"]) - len(images) + sum(len(ids) - 1 for ids in several if ids not in apart)
+    content = join(content, several)
+    content["images"] = [
+        {**image, "file_name": str(_as_stored(one, image, folder / "pictures"))} if pictures[image["id"]][1] else image
+        for image in content["images"]
+    ]
     path.write_text(json.dumps(content))
     problems = [*one.problems, *overlaps]
-    lost = len(one.content["images"]) - len(images)
     changes = tuple(_change(problem) for problem in problems)
     return Repaired(name, one.source.images, path, one.source.evaluator, changes, lost)
 
@@ -118,8 +125,7 @@ def _as_stored(one: Checked, image: dict[str, Any], folder: Path) -> Path:
     """A copy of a picture without the EXIF tag that turns it, in PNG, which loses nothing."""
     folder.mkdir(parents=True, exist_ok=True)
     copy = folder / f"{one.source.name}_{image['id']}.png"
-    with Image.open(one.source.images / image["file_name"]) as picture:
-        Image.fromarray(np.asarray(picture.convert("RGB"))).save(copy)
+    Image.fromarray(read_image(one.source.images / image["file_name"], "RGB", upright=False)).save(copy)
     return copy.resolve()
 
 
@@ -128,5 +134,7 @@ def _scaled(annotation: dict[str, Any], factors: tuple[float, float]) -> dict[st
     (sx, sy), (x, y, width, height) = factors, annotation["bbox"]
     mask = annotation.get("segmentation")
     polygons = [[v * (sy if i % 2 else sx) for i, v in enumerate(p)] for p in mask] if isinstance(mask, list) else []
-    box = [x * sx, y * sy, width * sx, height * sy]
-    return {**annotation, "bbox": box, "area": annotation["area"] * sx * sy, "segmentation": polygons}
+    scaled = {**annotation, "bbox": [x * sx, y * sy, width * sx, height * sy], "segmentation": polygons}
+    if annotation.get("keypoints"):
+        scaled["keypoints"] = [v * (sx, sy, 1)[i % 3] for i, v in enumerate(annotation["keypoints"])]
+    return {**scaled, "area": annotation["area"] * sx * sy}

@@ -169,8 +169,8 @@ def _cure(cfg: CfgNode, ratio: float) -> str:
         text = "Set INPUT.MIN_SIZE_TEST, which takes pictures as they are, to the size that they have in training"
     if max(keys.MIN_SIZE_TRAIN) == 0 and keys.MIN_SIZE_TEST:
         text += (
-            f", or train at that size: INPUT.MIN_SIZE_TRAIN [{keys.MIN_SIZE_TEST}] with INPUT.SCALE_JITTER [0.75, 1.33], "
-            "factors of it"
+            f", or train at that size: INPUT.MIN_SIZE_TRAIN [{keys.MIN_SIZE_TEST}] with INPUT.SCALE_JITTER "
+            "[0.75, 1.33], factors of it"
         )
     if keys.CROP.ENABLED and not keys.SCALE_JITTER and max(keys.MIN_SIZE_TRAIN):
         text += (

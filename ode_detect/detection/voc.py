@@ -14,6 +14,8 @@ from ode_detect.media.inputs import PICTURES
 from ode_detect.media.names import by_stem, is_file, other_spellings, same_name
 from ode_detect.media.text import read_text, read_xml
 
+from .formats import other_folder, other_xml
+
 
 def read_voc(
     annotations: Path, images: Path, *, split: Path | None = None, classes: Sequence[str] = ()
@@ -45,6 +47,8 @@ def read_voc(
     for number, name in enumerate(names, start=1):
         file = annotations / _only(xml[name], f"{name}.xml", annotations)
         root = read_xml(file)
+        if other_xml(root.tag, file):
+            raise DatasetError(other_xml(root.tag, file))
         picture = _picture(name, root, files, images)
         if not picture:
             missing.append(f"{images / name}.*")
@@ -78,6 +82,10 @@ def _names(
     else:
         names = [same_name(line.strip()) for line in read_text(split).splitlines() if line.strip()]
     absent = [name for name in dict.fromkeys(names) if name not in there]
+    if not there:
+        raise DatasetError(
+            f"VOC XML is one file ID.xml for each picture, and {annotations} has none. {other_folder(annotations)}"
+        )
     if absent or not names:
         flagged = any(name.split()[0] in there for name in absent)
         hint = " VOC's lists of one class have a second column; take a list of ids alone." if flagged else ""
@@ -132,7 +140,7 @@ def _object(element: ElementTree.Element, file: Path) -> tuple[str, dict[str, An
         last - first + 1 if last > first or not math.isfinite(last - first) else last - first
         for first, last in ((x0, x1), (y0, y1))
     )
-    difficult = int(element.findtext("difficult", "0").strip() == "1")
+    difficult = int(element.findtext("difficult", "0").strip().lower() in ("1", "true"))
     # Some programs count from 0: their left edge would lie at -1.
     x0, y0 = (first - 1 if first != 0 else first for first in (x0, y0))
     box = {"bbox": [x0, y0, width, height], "area": width * height, "iscrowd": difficult, "difficult": difficult}

@@ -37,14 +37,15 @@ class HandedOut(HookBase):
         if not 0 <= decay < 1:
             raise ValueError(f"SOLVER.EMA_DECAY is a share in [0, 1), and it is {decay}; 0.999 is usual, 0 is none.")
         self._model, self._decay, self._finish = model, decay, finish
-        self._here = _learnt(model) if decay else {}
+        self._here = _learnt(model)
         # What the network does not have: the average, or while that is in place the weights that are trained.
         self._other: dict[str, Tensor] = {}
         self._is_in_place = False
 
     def before_train(self) -> None:
         """Begin the average with the weights that the training begins with, unless it was loaded."""
-        self._other = self._other or {name: tensor.clone() for name, tensor in self._here.items()}
+        if self._decay:
+            self._other = self._other or {name: tensor.clone() for name, tensor in self._here.items()}
         if self._is_in_place and self.trainer.start_iter < self.trainer.max_iter:
             self._exchange()  # A finished run goes on to a later iteration.
 
@@ -76,10 +77,13 @@ class HandedOut(HookBase):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up what `state_dict` gave."""
+        # A weight that was frozen until now is its own average.
+        other = {n: state_dict["other"].get(n, t).to(t.device, copy=True) for n, t in self._here.items()}
         if self._decay:
-            other = state_dict["other"]
-            self._other = {name: other[name].to(tensor.device) for name, tensor in self._here.items()}
-            self._is_in_place = state_dict["in_place"]
+            self._other, self._is_in_place = other, state_dict["in_place"]
+        elif state_dict["in_place"]:
+            # Without an average from here on, those that were trained go on.
+            torch._foreach_copy_(list(self._here.values()), list(other.values()))
 
     def _update(self, iteration: int) -> None:
         decay = min(self._decay, (1 + iteration) / (10 + iteration))

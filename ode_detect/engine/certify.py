@@ -10,12 +10,13 @@ from torch import nn
 
 from ode_detect.ode import ODEBlock
 from ode_detect.ode.certify import Report, certify_model
-from ode_detect.report.files import whole
+from ode_detect.report.files import write_text
 
 from .calls import calls_seen
 from .config import ConfigError
 from .provenance import provenance
-from .run import Run, load_network
+from .run import Run, fill
+from .trainer import build_network
 
 
 def certify_run(run: Run, *, weights: str = "", size: int | None = None) -> Report:
@@ -33,7 +34,8 @@ def certify_run(run: Run, *, weights: str = "", size: int | None = None) -> Repo
         SolveError: the network cannot be solved on the picture.
     """
     batch, picture = _example(run, size)
-    model, weights = load_network(run, weights)
+    model = build_network(run.cfg)
+    weights, _ = fill(run, model, weights)
     if not any(isinstance(module, ODEBlock) for module in model.modules()):
         raise ConfigError(
             f"a certificate is about flows, and the network of {run.config_file} has none: MODEL.ODE.ROLE is "
@@ -49,8 +51,7 @@ def certify_run(run: Run, *, weights: str = "", size: int | None = None) -> Repo
         "model_output": "feature maps of the backbone" if hasattr(model, "backbone") else "output",
     }
     content = json.dumps({**about, **certificate.to_dict()}, indent=2, allow_nan=False)
-    with whole(run.folder / "certificate.json") as partial:
-        partial.write_text(f"{content}\n")
+    write_text(run.folder / "certificate.json", f"{content}\n")
     return certificate
 
 

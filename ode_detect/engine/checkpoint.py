@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from ode_detect.backbones import discrete_names
-from ode_detect.report.files import whole
+from ode_detect.report.files import say_unreadable, whole, write_text
 
-from .weights import CheckpointError, explained, load_weights_only, unpickle_weights
+from .weights import CheckpointError, categories_in, explained, load_weights_only, unpickle_weights
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,14 @@ class Coverage:
         loaded: tensors that were filled.
         unused: names in the file that the model does not have.
         misfits: tensors of another shape, as (name, shape in the file, shape in the model).
+        categories: id and name of each class, in the order of the network, as the file says; () if it does not.
     """
 
     sizes: dict[str, int]
     loaded: frozenset[str]
     unused: tuple[str, ...]
     misfits: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+    categories: tuple[dict[str, Any], ...] = ()
 
     @property
     def missing(self) -> list[str]:
@@ -119,14 +121,17 @@ class Checkpointer(DetectionCheckpointer):
         Returns:
             The iteration to continue with; 0 if there is no checkpoint.
         """
-        if not self.has_checkpoint():
-            return 0
         path = self.get_checkpoint_file()
+        if not path:
+            return 0
         if not Path(path).is_file():
             raise CheckpointError(
                 f"the run goes on from {path}, which is not there. Write the name of another checkpoint in that folder "
                 "into its file last_checkpoint, or begin anew in another OUTPUT_DIR."
             )
+        if _iteration(path) is None:
+            say_unreadable(Path(path), "it is cut short or damaged")
+            path = self._newest() or path
         rest = self._load_or_explain(path)
         if self.coverage.missing or self.coverage.misfits:
             raise CheckpointError(
@@ -135,9 +140,30 @@ class Checkpointer(DetectionCheckpointer):
             )
         return int(rest["iteration"] if "iteration" in rest else self.checkpointables["trainer"].iter) + 1
 
+    def get_checkpoint_file(self) -> str:
+        """The checkpoint that last_checkpoint names; if that file is broken, the newest in the folder; "" for none."""
+        file = Path(self.save_dir) / "last_checkpoint"
+        if not file.exists():
+            return ""
+        try:
+            name = file.read_text(encoding="utf-8").strip()
+        except ValueError:
+            name = ""
+        # A name that was cut while it was written, before such files were written whole.
+        if name.endswith(".pth"):
+            return str(Path(self.save_dir) / name)
+        say_unreadable(file, f"it holds {name!r}")
+        return self._newest()
+
+    def _newest(self) -> str:
+        """The checkpoint of the latest iteration in the folder; "" if there is none that can be read."""
+        known = {str(file): _iteration(file) for file in Path(self.save_dir).glob("model_*.pth")}
+        done = {file: at for file, at in known.items() if at is not None and not file.endswith("model_best.pth")}
+        return max(done, key=lambda file: done[file], default="")
+
     def _load_or_explain(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         try:
-            return self.load(path, checkpointables)
+            rest: dict[str, Any] = self.load(path, checkpointables)
         except CheckpointError:
             raise
         except (OSError, AssertionError, TypeError, AttributeError, KeyError, ValueError, RecursionError) as error:
@@ -145,6 +171,8 @@ class Checkpointer(DetectionCheckpointer):
                 f"{path} cannot be loaded ({type(error).__name__}: {error}). It must be a file of weights by name, or "
                 "an address that this machine can reach."
             ) from error
+        self.coverage = replace(self.coverage, categories=categories_in(rest, path))
+        return rest
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name``.pth; a kill while writing leaves the file as it was before."""
@@ -164,8 +192,7 @@ class Checkpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Say which checkpoint to resume from; a kill while writing leaves the earlier word."""
-        with whole(Path(self.save_dir) / "last_checkpoint") as partial:
-            partial.write_text(last_filename_basename)
+        write_text(Path(self.save_dir) / "last_checkpoint", last_filename_basename)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         with explained(filename):
@@ -223,6 +250,16 @@ class Checkpointer(DetectionCheckpointer):
             f"{path} does not fit the network in {len(lines)} tensors:\n  {listed}\n"
             "Give the weights that belong to the config, or set MODEL.ALLOW_PARTIAL_WEIGHTS True to go on all the same."
         )
+
+
+def _iteration(path: str | Path) -> int | None:
+    """The iteration after which a checkpoint was written, -1 for weights alone; None if it cannot be read."""
+    try:
+        # Mapped, so that nothing but its table of contents is read.
+        content = load_weights_only(str(path), mmap=True)
+        return int(content.get("trainer", content).get("iteration", -1))
+    except Exception:  # what a broken file makes its reader raise is nobody's contract
+        return None
 
 
 def _folded_statistics(state: dict[str, Tensor], model: dict[str, Tensor]) -> dict[str, Tensor]:

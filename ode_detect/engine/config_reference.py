@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from .config_values import INTERVALS, REFUSED, UNUSED
+
 SOURCE = Path(__file__).with_name("config.py")
 # What stands in a comment as it would in a config: values, lists and mappings, and the names of keys.
 _CODE = re.compile(r'"[^"]*"|\[\{.*?\}\]|\[[^\]]*\]|\{[^}]*\}|\b[A-Z]+(?:\.[A-Z][A-Z0-9_]*)+\b|\b[A-Z]+(?:_[A-Z]+)+\b')
@@ -78,8 +80,17 @@ def to_markdown(keys: Iterable[Key]) -> str:
     for section in sorted(groups):
         lines += [f"## {section or 'Top level'}", ""]
         for key in groups[section]:
-            lines += [f"### `{key.name}`", "", f"{key.type}, default `{key.default}`", "", _in_code(key.comment), ""]
+            values = f", in `{INTERVALS[key.name]}`" if key.name in INTERVALS else ""
+            head = f"{key.type}{values}, default `{key.default}`"
+            lines += [f"### `{key.name}`", "", head, "", _in_code(key.comment), ""]
     return "\n".join(lines)
+
+
+def unused_to_markdown() -> str:
+    """A table of the keys and values of Detectron2 that are refused, and why."""
+    refused = {f"`{key}`": why for key, why in UNUSED.items()}
+    refused |= {f"`{key}: {value}`": why for (key, value), why in REFUSED.items()}
+    return "\n".join(["| refused | since |", "| --- | --- |", *(f"| {key} | {why} |" for key, why in refused.items())])
 
 
 def _assignments(module: ast.Module) -> Iterator[ast.Assign]:

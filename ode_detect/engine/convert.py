@@ -21,11 +21,11 @@ from ode_detect.ode import Certificate, ConversionError, ODEBlock, PiecewiseCons
 from ode_detect.ode.certificate import ConvertedRun, Differences, Observation, Pairing, compare
 from ode_detect.ode.convert import replace_runs
 from ode_detect.ode.names import check_name
-from ode_detect.report.files import whole
+from ode_detect.report.files import whole, write_text
 
 from .checkpoint import Checkpointer
 from .trainer import build_network
-from .weights import CheckpointError, explained, load_weights_only, unpickle_weights
+from .weights import CheckpointError, categories_in, explained, load_weights_only, unpickle_weights
 
 _TORCH_FILES = (".pth", ".pt", ".th", ".tar", ".bin", ".ckpt")
 _CONTAINERS = ("state_dict", "model", "model_state_dict", "net")
@@ -46,7 +46,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: no such file, another kind of file, a broken one, one that holds code, or no weights in it.
     """
-    content = _read(Path(path))
+    return _tensors(_read(Path(path)), path)
+
+
+def _tensors(content: Any, path: str | Path) -> dict[str, Tensor]:
     for key in _CONTAINERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -135,7 +138,8 @@ def convert_for_config(path: str, cfg: CfgNode, folder: str | Path) -> Certifica
     Args:
         path: a file or address as ``MODEL.WEIGHTS`` takes it.
         cfg: the config of the ODE network.
-        folder: gets ode_model.pth, for ``MODEL.WEIGHTS``, with what is in the file; certificate.json; certificate.txt.
+        folder: gets ode_model.pth, for ``MODEL.WEIGHTS``, with what is in the file (the names of its classes too);
+            certificate.json; certificate.txt.
 
     Returns:
         The certificate.
@@ -172,6 +176,7 @@ def convert_for_config(path: str, cfg: CfgNode, folder: str | Path) -> Certifica
     content = {
         "model": {name: tensor for name, tensor in state.items() if name in coverage.loaded},
         "flows": certificate.to_dict()["runs"],
+        "categories": list(coverage.categories),
     }
     _write(file, content, certificate)
     return certificate
@@ -183,7 +188,7 @@ def restore_for_config(path: str | Path, cfg: CfgNode, folder: str | Path) -> Pa
     Args:
         path: a checkpoint of the ODE network: of `convert_for_config`, or of a training run.
         cfg: its config.
-        folder: gets model.pth.
+        folder: gets model.pth, with the names of the classes if the checkpoint has them.
 
     Returns:
         The file that was written.
@@ -193,14 +198,17 @@ def restore_for_config(path: str | Path, cfg: CfgNode, folder: str | Path) -> Pa
         ConversionError: the flows of the config are not runs of blocks.
     """
     file = _output(folder, path)
-    weights = read_weights(path)
+    content = _read(Path(path))
+    weights = _tensors(content, path)
+    categories = list(categories_in(content, str(path))) if isinstance(content, Mapping) else []
     names = discrete_names(list(weights))
     if not names:
         raise CheckpointError(f"{path} holds no flow of an ODE-ResNet, so there is nothing to rename in it.")
     twin = _network(cfg, "twin")
     checkpointer = Checkpointer(twin, allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS)
     with whole(file) as partial:
-        torch.save({"model": {names.get(n, n): value for n, value in weights.items()}}, partial)
+        renamed = {names.get(n, n): value for n, value in weights.items()}
+        torch.save({"model": renamed, "categories": categories}, partial)
         try:
             checkpointer.load_weights(str(partial), whole=False)
         except CheckpointError as error:
@@ -363,5 +371,4 @@ def _write(file: Path, content: dict[str, Any], certificate: Certificate) -> Non
         torch.save(content, partial)
     texts = {"certificate.json": json.dumps(certificate.to_dict(), indent=2), "certificate.txt": str(certificate)}
     for name, text in texts.items():
-        with whole(file.with_name(name)) as partial:
-            partial.write_text(f"{text}\n")
+        write_text(file.with_name(name), f"{text}\n")

@@ -34,14 +34,18 @@ from ode_detect.ode.dial import (
 from ode_detect.ode.diffeq import takes_steps
 from ode_detect.ode.solvers import LeftOut, Solver
 from ode_detect.report.dial import plot_dial
-from ode_detect.report.files import whole
+from ode_detect.report.files import read_object, say_unreadable, whole, write_text
 from ode_detect.report.plots import MetricsError
 from ode_detect.report.results import Results, Row
 
+from .classes import data_categories
 from .config import ConfigError, tolerances
+from .lock import hold
 from .provenance import check_marks, marks, provenance
-from .run import Run, cost, evaluate, holds_run, load_network, open_run, write_records
+from .records import holds_run, write_records
+from .run import Run, cost, evaluate, load_network, open_run
 from .trainer import training_stream
+from .weights import load_weights_only
 
 logger = logging.getLogger("ode_detect.engine")
 
@@ -119,15 +123,15 @@ class Dial:
 
     Raises:
         ConfigError: a network without flows or one to be optimised, a folder with a run, or one with the dial of
-            another config, other weights or another commit.
+            another config, other weights or another commit, or one that another command is writing into.
     """
 
     def __init__(self, cfg: CfgNode, *, command: str, config_file: str, weights: str, folder: Path) -> None:
         _check(cfg, folder)
         self._asked = cfg.clone()
         cfg.DATASETS.TEST = cfg.DATASETS.TEST[:1]
-        self.folder = folder
-        kept = json.loads((folder / _KEPT).read_text()) if (folder / _KEPT).exists() else {}
+        self.folder, self._lock = folder, hold(folder)
+        kept = read_object(folder / _KEPT) or {}
         if cfg.SEED < 0 and kept:
             cfg.SEED = kept["seed"]  # that was drawn then
         # What the folder says of the commands before stays, if this one is refused.
@@ -267,12 +271,12 @@ class Dial:
         own = self._estimated.get(setting.name)
         with solved_by(self.model, dict(setting.solvers)):
             if own:
-                self.model.load_state_dict(own, strict=False)
+                self._set_statistics(own)
             try:
                 yield
             finally:
                 if own:
-                    self.model.load_state_dict(self._own, strict=False)
+                    self._set_statistics(self._own)
 
     def write_choice(self, setting: Setting, claim: str) -> Path:
         """Write the config of a setting, and a checkpoint if it has statistics, or knows training pictures, of its own.
@@ -292,7 +296,8 @@ class Dial:
                 model = copy.deepcopy(self.model)
             if self.run.task.learn_anew(self.run.cfg, model) or setting.name in self._estimated:
                 weights = str(self.folder / f"{setting.name}.pth")
-                _save({"model": model.state_dict()}, weights)
+                categories = data_categories(self.run.cfg, self.run.task)
+                _save({"model": model.state_dict(), "categories": categories}, weights)
         cfg = self._asked.clone()
         cfg.MODEL.WEIGHTS = weights
         names = flow_names(self.flows)
@@ -301,7 +306,7 @@ class Dial:
         cfg.OUTPUT_DIR = str(self.folder)
         text = f"# {claim}\n# Made by: {self.run.command}\n{cfg.dump()}"
         for name in (f"{setting.name}.yaml", "config.yaml"):
-            (self.folder / name).write_text(text)
+            write_text(self.folder / name, text)
         return self.folder / "config.yaml"
 
     def report(self, times: Mapping[str, float]) -> Results:
@@ -374,27 +379,39 @@ class Dial:
         except StatisticsError as error:
             logger.warning("%s keeps the statistics of the full steps: %s", setting.name, error)
         finally:
-            self.model.load_state_dict(self._own, strict=False)
+            self._set_statistics(self._own)
 
     def _statistics(self) -> dict[str, Tensor]:
         named = batch_norms(self.model)
         return {f"{path}.{n}": b.clone() for path, norm in named.items() for n, b in norm.named_buffers(recurse=False)}
 
+    def _set_statistics(self, values: Mapping[str, Tensor]) -> None:
+        # Of the network as a whole it would be a state without the statistics of a FrozenBN, which then forgets them.
+        for path, norm in batch_norms(self.model).items():
+            for name, buffer in norm.named_buffers(recurse=False):
+                buffer.copy_(values[f"{path}.{name}"])
+
     def _take_up(self, kept: dict[str, Any]) -> None:
         check_marks(self.folder, "dial", kept["marks"], self._marks)
+        file = self.folder / "statistics.pth"
+        if file.exists():
+            try:
+                self._estimated = load_weights_only(str(file))
+            except Exception as error:  # what a broken file makes its reader raise is nobody's contract
+                # What was evaluated with these statistics cannot be timed or chosen without them.
+                say_unreadable(file, error)
+                return
         for name, entry in kept["settings"].items():
             solvers = {}
             for path, solver in self.full.solvers:
                 method, steps = entry["solvers"][path]
                 solvers[path] = changed_solver(solver, method=method, steps=steps, **tolerances(self.run.cfg))
             self.measured[name] = Measured(self.full.with_flows(solvers), entry["metrics"], entry["cost"])
-        if (self.folder / "statistics.pth").exists():
-            self._estimated = torch.load(self.folder / "statistics.pth", weights_only=True)
         logger.info("%d settings are known from an earlier sweep in %s", len(self.measured), self.folder)
 
     def _write(self) -> None:
         """Statistics first: an evaluation that is known has its own."""
-        write_records(self.run)
+        write_records(self.run.cfg, self.run.folder, self.run.command)
         if self._estimated:
             _save(self._estimated, self.folder / "statistics.pth")
         kept: dict[str, Any] = {"marks": self._marks, "seed": self.run.cfg.SEED, "commands": self._commands}
@@ -402,8 +419,7 @@ class Dial:
         for name, m in self.measured.items():
             solvers = {p: [s.method, s.steps if takes_steps(s) else None] for p, s in m.setting.solvers}
             kept["settings"][name] = {"solvers": solvers, "metrics": m.metrics, "cost": m.cost}
-        with whole(self.folder / _KEPT) as partial:
-            partial.write_text(json.dumps(kept, indent=1) + "\n")
+        write_text(self.folder / _KEPT, json.dumps(kept, indent=1) + "\n")
 
 
 def _check(cfg: CfgNode, folder: Path) -> None:
@@ -416,6 +432,11 @@ def _check(cfg: CfgNode, folder: Path) -> None:
         raise ConfigError(
             "a dial measures the network as it was trained, and MODEL.OPTIMIZE_FOR_INFERENCE asks for an optimised "
             "copy; set it to False here, and to True where the chosen config.yaml is used."
+        )
+    if cfg.TEST.AUG.ENABLED:
+        raise ConfigError(
+            "a dial measures one pass of the network, and TEST.AUG.ENABLED asks for one of each copy of a picture; set "
+            "it to False here, and to True where the chosen config.yaml is used."
         )
 
 

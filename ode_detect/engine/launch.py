@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import io
 import logging
 import re
@@ -29,9 +28,8 @@ def run_tool(main: Callable[[list[str]], None], arguments: list[str]) -> int:
         Exit code: 0 done, 2 a mistake that the message explains, 130 stopped by the user; a tool that can go on says so
         in the `KeyboardInterrupt` that it raises.
     """
-    # The name of a file may be no text, and is printed all the same.
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may hold bytes that are no UTF-8
             stream.reconfigure(errors="backslashreplace")
     # Detectron2 and fvcore use what torch will drop one day; a user can do nothing about it.
     warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
@@ -57,12 +55,9 @@ def run_tool(main: Callable[[list[str]], None], arguments: list[str]) -> int:
     except (*mistakes, MetricsError, ResultsError) as error:
         # An error from a process that loads pictures brings its traceback in its text.
         return _fail(re.split(r"\n[\w.]*Error: ", str(error))[-1])
-    except MemoryError as error:
-        return _fail(_short_of_memory(error))
     except OSError as error:
-        if error.errno == errno.ENOMEM:
-            return _fail(_short_of_memory(error))
-        return _fail(f"{error}. Check that the path exists and can be written, and that the disk is not full.")
+        advice = "Check that the path exists and can be written, and that the disk is not full."
+        return _fail(_cure(error) or f"{error}. {advice}")
     except FloatingPointError as error:
         return _fail(
             f"{error}\nA resumed run would come to the same end. Begin anew in another OUTPUT_DIR, with a lower "
@@ -74,33 +69,33 @@ def run_tool(main: Callable[[list[str]], None], arguments: list[str]) -> int:
         return 130
     except ProcessFailedError as failed:
         return failed.code
-    except RuntimeError as error:
-        if another_is_gone(error):
-            return _fail(
-                "another process of the run has ended, and this one cannot go on without it; look for its message."
-            )
-        if re.search(_NO_MEMORY, str(error)):
-            return _fail(_short_of_memory(error))
-        if re.search(_WORKER_GONE, str(error)):
-            return _fail(
-                f"a process that loads pictures has ended ({error}). It was often killed for want of memory: take fewer of "
-                "them (DATALOADER.NUM_WORKERS) or smaller pictures; a training goes on by --resume."
-            )
-        raise
+    except (MemoryError, RuntimeError) as error:
+        if message := _cure(error):
+            return _fail(message)
+        if isinstance(error, MemoryError) or not another_is_gone(error):
+            raise
+        return _fail(
+            "another process of the run has ended, and this one cannot go on without it; look for its message."
+        )
     return 0
 
 
-# What torch raises has no classes of its own: on CPUs and GPUs, and for processes that load pictures.
-_NO_MEMORY = "can't allocate memory|not enough memory|out of memory"
-_WORKER_GONE = r"DataLoader worker \(pid.* (is killed by signal|exited unexpectedly)"
-
-
-def _short_of_memory(error: Exception) -> str:
-    what = str(error).split("\n")[0]
-    return (
-        f"the memory does not suffice{f' ({what})' if what else ''}. Take fewer pictures at once "
-        "(SOLVER.IMS_PER_BATCH, TEST.BATCH, --batch), smaller ones (INPUT), or MODEL.ODE.GRADIENT checkpoint."
-    )
+def _cure(error: Exception) -> str:
+    """What to do where the memory did not suffice, or a process that loads pictures was ended; "" for other errors."""
+    said = (str(error).strip().splitlines() or [""])[-1]
+    # torch raises RuntimeErrors without a class of their own.
+    if isinstance(error, MemoryError) or re.search(r"not enough memory|an(no|')t allocate memory|out of memory", said):
+        return (
+            f"the memory does not suffice ({said or 'no more to be had'}). Take fewer pictures at a time "
+            "(SOLVER.IMS_PER_BATCH, TEST.BATCH, --batch), smaller ones (INPUT.MIN_SIZE_TRAIN, MIN_SIZE_TEST), or fewer "
+            "processes (DATALOADER.NUM_WORKERS). A training goes on from its last checkpoint by --resume."
+        )
+    if re.search(r"DataLoader worker .*(killed by signal|exited unexpectedly)", str(error)):
+        return (
+            f"a process that loads pictures was ended by the system, most often for lack of memory ({said}). Set "
+            "DATALOADER.NUM_WORKERS lower, 0 loads in the process itself. A training goes on by --resume."
+        )
+    return ""
 
 
 def _fail(message: str) -> int:

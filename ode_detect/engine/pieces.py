@@ -22,16 +22,19 @@ from ode_detect.ode.distillation import distil
 from ode_detect.ode.pieces import PiecewiseConstant
 from ode_detect.ode.refit import project_pieces, split_pieces
 from ode_detect.ode.solvers import TABLEAUS, FixedStep
-from ode_detect.report.files import whole
+from ode_detect.report.files import read_object, whole, write_text
 from ode_detect.report.plots import Panel, plot_panels
 from ode_detect.report.results import Results
 from ode_detect.report.rows import Row, is_fraction
 
 from .checkpoint import Checkpointer
+from .classes import data_categories
 from .compare.runs import Training, check_runs, train_missing
 from .config import ConfigError, load_config
+from .lock import hold
 from .provenance import check_marks, marks, provenance
-from .run import Run, cost, evaluate, holds_run, load_network, open_run, write_records
+from .records import holds_run, write_records
+from .run import Run, cost, evaluate, load_network, open_run
 from .trainer import autocast, build_network, on_gpu, training_stream
 
 logger = logging.getLogger("ode_detect.engine")
@@ -113,7 +116,7 @@ def project(cfg: CfgNode, wanted: Projection, *, command: str, config_file: str,
             "asked for; give fewer, or grow a network by --grow."
         )
     kept = _Kept(folder, run, model, wanted)
-    write_records(run)
+    write_records(run.cfg, run.folder, run.command)
     kept.add(f"pieces_{pieces}", partial(_measured, run, model))
     hows = ("projected", "distilled") if wanted.iterations else ("projected",)
     missing = {c: names for c in wanted.counts if not kept.has(names := [f"pieces_{c}_{how}" for how in hows])}
@@ -130,7 +133,7 @@ def project(cfg: CfgNode, wanted: Projection, *, command: str, config_file: str,
             run.task.learn_anew(run.cfg, fewer)
             own = asked.clone()
             own.MODEL.ODE.NUM_PIECES, own.MODEL.ODE.STEPS, own.MODEL.ODE.DURATION = count, steps, int(duration)
-            _write_network(fewer, own, folder / name, run.command)
+            _write_network(fewer, own, folder / name, run)
             kept.add(name, partial(_measured, run, fewer))
     results = Results(
         what=f"Pieces of {Path(config_file).stem}: {run.task.name}, {run.cfg.DATASETS.TEST[0]}",
@@ -282,7 +285,7 @@ def _split(stage: Training, path: str) -> None:
     checkpointer.load_weights(checkpointer.get_checkpoint_file(), whole=True)
     split_pieces(model)
     with whole(path) as partial:
-        torch.save({"model": model.state_dict()}, partial)
+        torch.save({"model": model.state_dict(), "categories": list(checkpointer.coverage.categories)}, partial)
 
 
 def _uniform(model: nn.Module) -> tuple[int, int, float]:
@@ -332,13 +335,13 @@ class _Kept:
     """Rows that are measured once, in the folder of a projection."""
 
     def __init__(self, folder: Path, run: Run, model: nn.Module, wanted: Projection) -> None:
-        self._path, self._run = folder / _KEPT, run
+        self._path, self._run, self._lock = folder / _KEPT, run, hold(folder)
         self._marks = {**marks(run.cfg, model), "distillation": [wanted.iterations, wanted.batches]}
         self.rows: dict[str, Row] = {}
         self.commands = [run.command]
-        if not self._path.exists():
+        kept = read_object(self._path)
+        if kept is None:
             return
-        kept = json.loads(self._path.read_text())
         check_marks(folder, "projection", kept["marks"], self._marks)
         self.rows = {row["name"]: Row(**row) for row in kept["rows"]}
         self.commands = list(dict.fromkeys([*kept["commands"], run.command]))
@@ -360,8 +363,7 @@ class _Kept:
             )
             rows = [asdict(row) for row in self.rows.values()]
             content = {"marks": self._marks, "commands": self.commands, "rows": rows}
-            with whole(self._path) as partial:
-                partial.write_text(json.dumps(content, indent=1) + "\n")
+            write_text(self._path, json.dumps(content, indent=1) + "\n")
             metric = self._run.task.score
             logger.info("%s: %s %.4f", name, metric, metrics.get(metric, float("nan")))
 
@@ -370,11 +372,11 @@ def _measured(run: Run, model: nn.Module) -> tuple[dict[str, float], dict[str, f
     return run.task.metrics(evaluate(run, model)), cost(run, model, minutes=None)
 
 
-def _write_network(model: nn.Module, cfg: CfgNode, stem: Path, command: str) -> None:
+def _write_network(model: nn.Module, cfg: CfgNode, stem: Path, run: Run) -> None:
     with whole(stem.with_suffix(".pth")) as partial:
-        torch.save({"model": model.state_dict()}, partial)
+        torch.save({"model": model.state_dict(), "categories": data_categories(run.cfg, run.task)}, partial)
     cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR = str(stem.with_suffix(".pth")), str(stem)
-    stem.with_suffix(".yaml").write_text(f"# Made by: {command}\n{cfg.dump()}")
+    write_text(stem.with_suffix(".yaml"), f"# Made by: {run.command}\n{cfg.dump()}")
 
 
 def _projection_protocol(run: Run, wanted: Projection, used: str, pieces: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import sys
@@ -14,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -31,16 +31,16 @@ from ode_detect.report.files import whole
 from ode_detect.report.predictions import FILE, PARTIAL, Predictions
 
 from .config import ConfigError
+from .drawings import DRAWN, drawn_paths, frames_path, refuse_overwriting, write_picture
+from .lock import alone_in
 from .provenance import provenance
-from .run import Run, fill
+from .run import Run, fill, tested
 from .task import Example, Predictor
 from .trainer import build_network
-from .weights import read_categories
 
 T = TypeVar("T")
-DRAWN, FRAMES = "drawn", "frames"
-# Of these a drawn picture keeps its type; of others it is a JPEG.
-_WRITABLE = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+# A disk that takes no more, or nothing at all: what the next input would meet too.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @dataclass
@@ -91,27 +91,32 @@ def predict(run: Run, given: Sequence[str], *, weights: str = "", batch: int = 1
         batch: pictures that go through the network together; only those of the same size do.
 
     Raises:
-        ConfigError: there is nothing to predict on, or the network cannot be optimised.
+        ConfigError: there is nothing to predict on, the network cannot be optimised, or another command is writing
+            into the folder.
         CheckpointError: there are no weights, or they do not fill the network.
         KeyboardInterrupt: stopped, with a message on how to go on.
     """
     summary = Summary()
     inputs = _inputs(given, summary)
+    paths = drawn_paths(run.folder, inputs)
+    frames = (frames_path(run.folder, item) for item in inputs if item.video)
+    refuse_overwriting(run.folder, [*paths, *frames, run.folder / FILE, run.folder / PARTIAL], inputs)
+    drawn = {_key(item, path): path for item, path in zip(inputs, paths, strict=True)}
     _use_a_device(run.cfg)
     network = Network(run, weights, batch, summary)
-    with Predictions(run.folder, _settings(run.cfg, network.weights)) as kept:
+    with alone_in(run.folder), Predictions(run.folder, _settings(run.cfg, network.weights)) as kept:
         if kept.dropped:
             _say(f"{run.folder} holds a stopped command with other settings; beginning anew.")
-        keys = {_key(item): item for item in inputs}
+        keys = dict(zip(drawn, inputs, strict=True))
         rest = {key: item for key, item in keys.items() if key not in kept}
         summary.kept = len(keys) - len(rest)
         if summary.kept:
             _say(f"going on: {summary.kept} of {len(keys)} inputs are done.")
         try:
-            _pictures(run.folder, {k: i for k, i in rest.items() if not i.video}, network, kept)
+            _pictures(run.folder, {k: i for k, i in rest.items() if not i.video}, drawn, network, kept)
             for key, item in rest.items():
                 if item.video:
-                    _video(run.folder, key, item, network, kept)
+                    _video(run.folder, key, item, drawn[key], network, kept)
         except KeyboardInterrupt:
             done = sum(key in kept for key in keys)
             raise KeyboardInterrupt(
@@ -146,12 +151,14 @@ class Network:
     def __init__(self, run: Run, weights: str, batch: int, summary: Summary) -> None:
         self._run, self.batch, self.summary = run, batch, summary
         self._model: nn.Module = build_network(run.cfg)
-        self.weights = fill(run, self._model, weights)
+        self.weights, loaded = fill(run, self._model, weights)
         try:
-            self.predictor: Predictor = run.task.predictor(run.cfg, _categories(run, self.weights))
+            self.predictor: Predictor = run.task.predictor(run.cfg, loaded.categories or run.task.categories(run.cfg))
         except ValueError as error:
             raise ConfigError(f"{self.weights}: {error} Give the config that the weights were trained with.") from error
         self._optimized = not run.cfg.MODEL.OPTIMIZE_FOR_INFERENCE
+        if self._optimized:
+            self._model = tested(run, self._model)
         if batch > 1 and any(isinstance(flow.solver, Adaptive) for flow in flows_of(self._model).values()):
             _say("an adaptive method chooses its steps for a whole batch: predictions depend on --batch, except for 1.")
 
@@ -167,20 +174,30 @@ class Network:
         Yields:
             The same with the network's output; in the order of ``images`` if these have one size.
         """
-        prepared = ((what, image, self._example(image)) for what, image in images)
+        prepared = self._prepared(images, name)
         for group in same_size_batches(prepared, self.batch, lambda item: tuple(item[2]["image"].shape)):
             try:
                 outputs = self._forward([example for _, _, example in group])
-            except RuntimeError as error:  # a failed solve, or a picture that is too small for the network
+            except ConfigError:
+                raise
+            except (RuntimeError, ValueError) as error:  # a failed solve, or a shape that the network cannot take
                 for what, _, _ in group:
                     _fail(self.summary, name(what), _reason(error))
                 continue
             for (what, image, _), output in zip(group, outputs, strict=True):
                 yield what, image, output
 
-    def _example(self, image: NDArray[np.uint8]) -> Example:
-        with timed(self.summary, "loading"):
-            return self.predictor.example(image)
+    def _prepared(
+        self, images: Iterable[tuple[T, NDArray[np.uint8]]], name: Callable[[T], str]
+    ) -> Iterator[tuple[T, NDArray[np.uint8], Example]]:
+        for what, image in images:
+            try:
+                with timed(self.summary, "loading"):
+                    example = self.predictor.example(image)
+            except (ValueError, RuntimeError, MemoryError) as error:  # a shape that cannot be brought to the size
+                _fail(self.summary, name(what), _reason(error))
+                continue
+            yield what, image, example
 
     def _forward(self, examples: list[Example]) -> list[Any]:
         if not self._optimized:
@@ -194,9 +211,10 @@ class Network:
 
     def _optimize(self, examples: list[Example]) -> None:
         try:
-            self._model, done = self._run.task.optimize(self._model, examples)
+            fast, done = self._run.task.optimize(self._model, examples)
         except ValueError as error:
             raise ConfigError(f"MODEL.OPTIMIZE_FOR_INFERENCE: {error}") from error
+        self._model = tested(self._run, fast)
         _say(f"optimised for inference: {done}")
         self._optimized = True
 
@@ -256,8 +274,10 @@ def _inputs(given: Sequence[str], summary: Summary) -> tuple[Input, ...]:
     return found.inputs
 
 
-def _pictures(folder: Path, items: dict[str, Input], network: Network, kept: Predictions) -> None:
-    predictor, summary = network.predictor, network.summary
+def _pictures(
+    folder: Path, items: dict[str, Input], drawn: dict[str, Path], network: Network, kept: Predictions
+) -> None:
+    predictor, summary, taken = network.predictor, network.summary, set(drawn.values())
     with ThreadPoolExecutor(1) as pool, tqdm(total=len(items), unit="picture", disable=None if items else True) as bar:
 
         def read() -> Iterator[tuple[str, NDArray[np.uint8]]]:
@@ -275,29 +295,33 @@ def _pictures(folder: Path, items: dict[str, Input], network: Network, kept: Pre
             item = items[key]
             with timed(summary, "drawing"):
                 try:
-                    records, drawing = predictor.records(output), predictor.draw(image, output)
+                    records = predictor.records(output)
                 except FloatingPointError as error:
                     _fail(summary, str(item.path), _reason(error))
                     bar.update()
                     continue
-                path = drawn_path(folder, item)
-                _write_picture(path, drawing)
                 entry = {
                     "file_name": item.name.as_posix(),
                     "width": image.shape[1],
                     "height": image.shape[0],
                     "path": str(item.path),
-                    "drawn": path.relative_to(folder).as_posix(),
                 }
+                try:
+                    path = write_picture(drawn[key], predictor.draw(image, output), taken)
+                    entry["drawn"] = path.relative_to(folder).as_posix()
+                except Exception as error:  # what was found is more than its drawing
+                    if getattr(error, "errno", None) in _FULL:
+                        raise
+                    _fail(summary, str(item.path), f"is not drawn ({_reason(error)})", done="predicted")
                 kept.add(key, entry, records)
                 if words := predictor.words(output):
                     _say(f"{item.path}: {words}")
             bar.update()
 
 
-def _video(folder: Path, key: str, item: Input, network: Network, kept: Predictions) -> None:
+def _video(folder: Path, key: str, item: Input, drawn: Path, network: Network, kept: Predictions) -> None:
     """Frame by frame, in constant memory. A stop leaves a video of the frames until then."""
-    drawn, lines = drawn_path(folder, item), folder / FRAMES / f"{item.name}.jsonl"
+    lines = frames_path(folder, item)
     frames, stopped, predictor, summary = 0, False, network.predictor, network.summary
     try:
         with (
@@ -345,29 +369,6 @@ def _timed_frames(reader: VideoReader, summary: Summary) -> Iterator[Any]:
         yield frame
 
 
-def drawn_path(folder: Path, item: Input) -> Path:
-    """Where the drawn picture or video of an input goes."""
-    if item.video:
-        suffix = "" if item.name.suffix.lower() == ".mp4" else ".mp4"
-    else:
-        suffix = "" if item.name.suffix.lower() in _WRITABLE else ".jpg"
-    return folder / DRAWN / f"{item.name}{suffix}"
-
-
-def _write_picture(path: Path, image: NDArray[np.uint8]) -> None:
-    written, coded = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    if not written:
-        raise OSError(f"{path} could not be encoded")
-    with whole(path) as partial:
-        partial.write_bytes(coded.tobytes())
-
-
-def _categories(run: Run, weights: str) -> list[dict[str, Any]]:
-    """From the checkpoint if it has them, else from the data sets of the config; [] if both are silent."""
-    known = read_categories(weights) if "://" not in weights and Path(weights).is_file() else []
-    return known or list(run.task.categories(run.cfg))
-
-
 def _use_a_device(cfg: CfgNode) -> None:
     if str(cfg.MODEL.DEVICE).startswith("cuda") and not torch.cuda.is_available():
         _say(f"MODEL.DEVICE is {cfg.MODEL.DEVICE} and there is no GPU here; computing on the CPU.")
@@ -378,16 +379,16 @@ def _settings(cfg: CfgNode, weights: str) -> str:
     """What predictions depend on, in a few letters."""
     file = Path(weights)
     stamp = (file.stat().st_size, file.stat().st_mtime_ns) if file.is_file() else ()
-    return hashlib.sha256(f"{cfg.dump()}\n{weights} {stamp}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{cfg.dump()}\n{weights} {stamp}".encode(errors="surrogateescape")).hexdigest()[:16]
 
 
-def _key(item: Input) -> str:
-    """A file as it is now, and the name under which it is written."""
+def _key(item: Input, drawn: Path) -> str:
+    """A file as it is now, and the names under which it is written."""
     try:
         stat = item.path.stat()
     except OSError:  # reading it will say what is wrong
-        return f"{item.path.absolute()}"
-    return f"{item.path.absolute()} {stat.st_size} {stat.st_mtime_ns} {item.name}"
+        return f"{item.path.absolute()} {drawn.name}"
+    return f"{item.path.absolute()} {stat.st_size} {stat.st_mtime_ns} {item.name} {drawn.name}"
 
 
 def _fail(summary: Summary, path: str, reason: str, done: str = "skipped") -> None:

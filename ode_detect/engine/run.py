@@ -4,34 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import secrets
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib import metadata
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.evaluation import inference_on_dataset
+from detectron2.evaluation import inference_on_dataset, verify_results
 from detectron2.evaluation.evaluator import inference_context
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
+from ode_detect.media.places import refuse_as_path
 from ode_detect.ode import ODEBlock, record_solves
 from ode_detect.ode.record import MultiplyAdds
+from ode_detect.report.files import read_object
 from ode_detect.report.plots import plot_losses, plot_metric, read_metrics
 from ode_detect.report.results import Results, Row
 
-from .checkpoint import Checkpointer
-from .config import ConfigError, flat, load_config
+from .checkpoint import Checkpointer, Coverage
+from .classes import match_classes
+from .config import ConfigError, default_values, flat, load_config
+from .config_values import unread
+from .lock import Lock, hold
 from .optimizer import check_warmup
 from .processes import from_main
 from .provenance import provenance
+from .records import begun_config, changes_to, finished_results, holds_run, in_words, write_records
 from .scaling import linear_rule, scaled_to_processes
 from .stream import seed_everything
 from .task import Task
@@ -52,6 +56,7 @@ class Run:
         folder: ``cfg.OUTPUT_DIR``; when only evaluating, ``evaluation`` in it.
         command: how to make it again.
         config_file: what the config was read from.
+        lock: no other command writes into the folder.
     """
 
     cfg: CfgNode
@@ -59,6 +64,7 @@ class Run:
     folder: Path
     command: str
     config_file: str
+    lock: Lock | None = field(default=None, repr=False, compare=False)
 
 
 def open_run(
@@ -83,7 +89,8 @@ def open_run(
         records: write config and environment; if not, `write_records` does it later.
 
     Raises:
-        ConfigError: the folder holds another run, or training cannot work as configured.
+        ConfigError: the folder holds another run, another command is writing into it, or training cannot work as
+            configured.
         DatasetError: data that the config asks for is not there.
     """
     task = get_task(cfg)
@@ -92,6 +99,9 @@ def open_run(
         cfg, notes = scaled_to_processes(cfg, comm.get_world_size())
         notes += [] if notes else linear_rule(cfg, load_config(config_file), config_file)
     folder = folder or Path(cfg.OUTPUT_DIR) / ("evaluation" if evaluating else "")
+    # Before what the folder holds is looked at, if it is there at all; an error leaves no empty folder.
+    there = from_main(folder.exists)
+    lock = hold(folder) if there else None
     begun = holds_run(folder)
     if begun and not (resume or evaluating):
         raise ConfigError(
@@ -100,42 +110,34 @@ def open_run(
         )
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST is empty; a run is evaluated on at least one data set, so name one.")
+    for name in cfg.DATASETS.TEST:
+        refuse_as_path(name)
     task.require([*(() if evaluating else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST])
     task.check_test(cfg)
     if not evaluating:
         _check_frozen(cfg)
-    warnings = _check_norm(cfg, comm.get_world_size())
+    warnings = [*_check_norm(cfg, comm.get_world_size()), *unread(flat(cfg), default_values())]
     warnings += [] if evaluating else check_warmup(cfg)
-    _settle_seed(cfg, resume or evaluating)
-    changes = _changes(cfg, folder / "config.yaml") if resume else []
+    before = from_main(lambda: begun_config(Path(cfg.OUTPUT_DIR))) if resume or evaluating else None
+    _settle_seed(cfg, before)
+    changes = changes_to(cfg, before, resumed=(folder / "last_checkpoint").exists()) if resume and before else {}
     cfg.freeze()
     seed_everything(cfg.SEED)
-    run = Run(cfg, task, folder, command, config_file)
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not evaluating
     comm.synchronize()  # All have looked at the folder before one writes into it.
+    run = Run(cfg, task, folder, command, config_file, lock if there else hold(folder))
     if not comm.is_main_process():
         _keep_quiet()
         return run
-    folder.mkdir(parents=True, exist_ok=True)
-    # A resumed run keeps the words it began with: its results are theirs. Without them it could not be reported.
-    if records and not (resume and begun and (folder / "environment.json").exists()):
-        write_records(run)
+    if records:
+        resumed = resume and begun
+        write_records(cfg, folder, command, begun=before if resumed else None, resumed=resumed, changes=changes)
     _log_into(folder)
-    for warning in [*warnings, *(f"the run began with another value of {change}" for change in changes)]:
+    for warning in [*warnings, *(f"the run began with another value of {change}" for change in in_words(changes))]:
         logger.warning("%s", warning)
     for note in notes:
         logger.info("%s", note)
     return run
-
-
-def holds_run(folder: Path) -> bool:
-    """Whether a training was begun in a folder."""
-    return (folder / "last_checkpoint").exists() or (folder / "metrics.json").exists()
-
-
-def write_records(run: Run) -> None:
-    """Write the resolved config, and how and where the run is made, into its folder."""
-    (run.folder / "config.yaml").write_text(run.cfg.dump())
-    (run.folder / "environment.json").write_text(json.dumps(environment(run.command), indent=2) + "\n")
 
 
 def train(run: Run, *, resume: bool) -> Results:
@@ -148,15 +150,21 @@ def train(run: Run, *, resume: bool) -> Results:
     Raises:
         Interrupted: the run was asked to stop; it can be resumed.
     """
-    finished = run.folder / "results.json"
     trainer = Trainer(run.cfg, run.task, lambda model: evaluate(run, model))
+    tested(run, trainer.checkpointer.model)  # What cannot be is refused before hours of training.
     trainer.resume_or_load(resume=resume)
-    if trainer.start_iter >= run.cfg.SOLVER.MAX_ITER and from_main(finished.exists):
-        logger.info("the run in %s is finished already", run.folder)
-        return from_main(lambda: Results.read(finished))
+    if trainer.start_iter >= run.cfg.SOLVER.MAX_ITER:
+        if finished := from_main(lambda: finished_results(run.folder)):
+            logger.info("the run in %s is finished already", run.folder)
+            return finished
+    elif comm.is_main_process():
+        # A finished run goes on; its results are of fewer iterations, and must not pass for those of all.
+        (run.folder / "results.json").unlink(missing_ok=True)
     trainer.train()
     model, minutes = trainer.checkpointer.model, trainer.seconds / 60
-    return from_main(lambda: report(run, model, trainer.last_results, minutes=minutes))
+    results = from_main(lambda: report(run, model, trainer.last_results, minutes=minutes))
+    _verify(run.cfg, trainer.last_results)
+    return results
 
 
 def evaluate_only(run: Run) -> Results:
@@ -166,8 +174,23 @@ def evaluate_only(run: Run) -> Results:
         CheckpointError: there are no weights, or they do not fill the network.
     """
     model, _ = load_network(run)
-    results = evaluate(run, for_inference(run, model))
-    return from_main(lambda: report(run, model, results, minutes=None))
+    nested = evaluate(run, for_inference(run, model))
+    results = from_main(lambda: report(run, model, nested, minutes=None))
+    _verify(run.cfg, nested)
+    return results
+
+
+def _verify(cfg: CfgNode, nested: dict[str, Any]) -> None:
+    """Compare the metrics with ``TEST.EXPECTED_RESULTS``; where they differ, Detectron2 says so and ends with 1."""
+    if not comm.is_main_process():
+        return
+    try:
+        verify_results(cfg, nested)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"TEST.EXPECTED_RESULTS lists what is expected of which metric, and it is {cfg.TEST.EXPECTED_RESULTS} "
+            f"({type(error).__name__}: {error}). Write [[bbox, AP50, 60.0, 2.0]] for 58 to 62 %."
+        ) from error
 
 
 def for_inference(run: Run, model: nn.Module) -> nn.Module:
@@ -187,17 +210,36 @@ def for_inference(run: Run, model: nn.Module) -> nn.Module:
     return fast
 
 
+def tested(run: Run, model: nn.Module) -> nn.Module:
+    """The model itself, or with ``TEST.AUG.ENABLED`` one that merges its predictions for copies of a picture.
+
+    Raises:
+        ConfigError: its predictions cannot be merged.
+    """
+    if not run.cfg.TEST.AUG.ENABLED:
+        return model
+    try:
+        return run.task.augmented(run.cfg, model)
+    except ValueError as error:
+        raise ConfigError(f"TEST.AUG.ENABLED: {error}") from error
+
+
 def load_network(run: Run, weights: str = "") -> tuple[nn.Module, str]:
-    """Build the network of a config and `fill` it.
+    """Build the network of a config, `fill` it, and bring its classes into the order of the test data.
 
     Returns:
         The network, and the file it was filled from.
+
+    Raises:
+        CheckpointError: as for `fill`, or the weights are of other classes than the data.
     """
     model = build_network(run.cfg)
-    return model, fill(run, model, weights)
+    file, coverage = fill(run, model, weights)
+    match_classes(run.cfg, run.task, model, coverage, file)
+    return model, file
 
 
-def fill(run: Run, model: nn.Module, weights: str = "") -> str:
+def fill(run: Run, model: nn.Module, weights: str = "") -> tuple[str, Coverage]:
     """Load the weights of a network.
 
     Args:
@@ -207,7 +249,7 @@ def fill(run: Run, model: nn.Module, weights: str = "") -> str:
             ``OUTPUT_DIR``, else ``MODEL.WEIGHTS``.
 
     Returns:
-        The file.
+        The file, and what was loaded of it.
 
     Raises:
         CheckpointError: there are no weights, or they do not fill the network.
@@ -224,7 +266,7 @@ def fill(run: Run, model: nn.Module, weights: str = "") -> str:
             "Give MODEL.WEIGHTS path/to/model.pth."
         )
     checkpointer.load_weights(weights, whole=True)
-    return weights
+    return weights, checkpointer.coverage
 
 
 def evaluate(run: Run, model: nn.Module) -> dict[str, Any]:
@@ -233,6 +275,7 @@ def evaluate(run: Run, model: nn.Module) -> dict[str, Any]:
     Returns:
         The evaluator's nested results for the first data set; those of the others under the data set's name.
     """
+    model = tested(run, model)
     results = {}
     for name in run.cfg.DATASETS.TEST:
         evaluator = run.task.evaluator(run.cfg, name, str(run.folder / "inference" / name))
@@ -272,20 +315,26 @@ def report(run: Run, model: nn.Module, nested: dict[str, Any], *, minutes: float
                 cost=figures,
             )
         )
-    begun = json.loads((run.folder / "environment.json").read_text())
+    begun = read_object(run.folder / "environment.json") or {}
+    made = provenance(begun.get("command", run.command))
+    protocol = _protocol(run, trained=minutes is not None)
+    if changes := begun.get("changes"):
+        protocol += f"; gone on with other values: {', '.join(in_words(changes))}"
     results = Results(
         what=f"{run.task.name}, {', '.join(run.cfg.DATASETS.TEST)}",
-        **{**provenance(begun["command"]), "commit": begun["commit"]},
-        protocol=_protocol(run, trained=minutes is not None),
+        **{**made, "commit": begun.get("commit", made["commit"])},
+        protocol=protocol,
         rows=tuple(rows),
     )
-    results.write(run.folder / "results.json")
     _illustrate(run, model)
+    # Last, since a run that has it is finished: a resume makes what a kill left out.
+    results.write(run.folder / "results.json")
     return results
 
 
 def _illustrate(run: Run, model: nn.Module) -> None:
     """Tables, plots and pictures."""
+    model = tested(run, model)
     for name in run.cfg.DATASETS.TEST:
         folder = run.folder / "inference" / name
         with _dispensable(f"the table of {name}"):
@@ -326,6 +375,7 @@ def cost(run: Run, model: nn.Module, *, minutes: float | None) -> dict[str, floa
         model: on its device.
         minutes: time spent training, if any.
     """
+    model = tested(run, model)
     figures: dict[str, float] = {"parameters": sum(p.numel() for p in model.parameters())}
     if minutes is not None:
         figures["train_minutes"] = round(minutes, 2)
@@ -340,17 +390,6 @@ def cost(run: Run, model: nn.Module, *, minutes: float | None) -> dict[str, floa
     figures["macs"] = counter.total
     figures["evaluations"] = record.total.forward_evaluations
     return figures
-
-
-def environment(command: str) -> dict[str, Any]:
-    """Command, commit, machine and the versions of the packages that matter."""
-    versions = {}
-    for package in ("torch", "torchvision", "detectron2", "torchdiffeq", "numpy", "pycocotools", "ode_detect"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed as a package"
-    return {**provenance(command), "packages": versions}
 
 
 def _log_into(folder: Path) -> None:
@@ -375,24 +414,11 @@ def _keep_quiet() -> None:
         log.propagate = False
 
 
-def _settle_seed(cfg: CfgNode, keep: bool) -> None:
+def _settle_seed(cfg: CfgNode, begun: CfgNode | None) -> None:
     """Draw the seed if the config leaves it open; or keep the one that the run in the folder began with."""
-    if cfg.SEED >= 0:
-        return
-    begun = Path(cfg.OUTPUT_DIR) / "config.yaml"
-    if keep and begun.exists():
-        cfg.SEED = CfgNode.load_yaml_with_base(str(begun))["SEED"]
-    else:
-        cfg.SEED = secrets.randbelow(2**31)
-    cfg.SEED = from_main(lambda: int(cfg.SEED))
-
-
-def _changes(cfg: CfgNode, begun: Path) -> list[str]:
-    """The keys in which a config differs from the one that a run began with, each with both values."""
-    if not begun.exists():
-        return []
-    before, now = flat(CfgNode.load_yaml_with_base(str(begun))), flat(CfgNode.load_cfg(cfg.dump()))
-    return [f"{k}: {before[k]!r}, now {now[k]!r}" for k in now if k in before and before[k] != now[k]]
+    if cfg.SEED < 0:
+        drawn = secrets.randbelow(2**31) if begun is None else begun.SEED
+        cfg.SEED = from_main(lambda: int(drawn))
 
 
 def _check_frozen(cfg: CfgNode) -> None:
@@ -434,15 +460,18 @@ def _role(cfg: CfgNode, model: nn.Module) -> str:
 def _protocol(run: Run, *, trained: bool) -> str:
     cfg = run.cfg
     precision = "autocast" if cfg.SOLVER.AMP.ENABLED else "float32"
-    tested = f"tested on {', '.join(cfg.DATASETS.TEST)}"
+    data = f"tested on {', '.join(cfg.DATASETS.TEST)}"
     if not trained and cfg.MODEL.OPTIMIZE_FOR_INFERENCE:
-        tested += " as optimised for inference"
+        data += " as optimised for inference"
+    if cfg.TEST.AUG.ENABLED:
+        copies = len(cfg.TEST.AUG.MIN_SIZES) * (2 if cfg.TEST.AUG.FLIP else 1)
+        data += f" with test-time augmentation ({copies} copies of a picture)"
     measured = f"{run.task.protocol(cfg)}; multiply-adds and evaluations of one test picture"
     if not trained:
-        return f"{tested}, weights of {cfg.MODEL.WEIGHTS or cfg.OUTPUT_DIR}; {measured}"
+        return f"{data}, weights of {cfg.MODEL.WEIGHTS or cfg.OUTPUT_DIR}; {measured}"
     start = f"from {cfg.MODEL.WEIGHTS}" if cfg.MODEL.WEIGHTS else "from scratch"
     batches = f"{cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH} pictures"
     if comm.get_world_size() > 1:
         batches += f" in {comm.get_world_size()} processes"
     trained_on = f"trained on {', '.join(cfg.DATASETS.TRAIN)}: {batches}, {start}, {precision}"
-    return f"{trained_on}; {tested} with the last weights; {measured}"
+    return f"{trained_on}; {data} with the last weights; {measured}"

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.utils import comm
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 Draw = tuple[int, int]
@@ -33,6 +34,7 @@ class BatchStream(Sampler[list[Draw]]):
         seed: of the order.
         start: the iteration at which to begin.
         wide: for each picture whether it is wider than high; pictures of a batch are then alike. None mixes them.
+        repeats: for each picture how often it comes in an epoch, on average over the epochs, 1 or more. None is once.
         rank: which process this is.
         world: how many processes there are.
 
@@ -48,6 +50,7 @@ class BatchStream(Sampler[list[Draw]]):
         seed: int,
         start: int = 0,
         wide: list[bool] | None = None,
+        repeats: Tensor | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -58,7 +61,7 @@ class BatchStream(Sampler[list[Draw]]):
                 f"a batch of {batch} cannot be shared by {world} processes; set SOLVER.IMS_PER_BATCH to a multiple."
             )
         self.size, self.batch, self.seed, self.start = size, batch, seed, start
-        self.wide, self.rank, self.world = wide, rank, world
+        self.wide, self.repeats, self.rank, self.world = wide, repeats, rank, world
 
     def __iter__(self) -> Iterator[list[Draw]]:
         for batch in itertools.islice(self._batches(), self.start, None):
@@ -77,7 +80,13 @@ class BatchStream(Sampler[list[Draw]]):
         generator = torch.Generator()
         generator.manual_seed(self.seed)
         while True:
-            yield from torch.randperm(self.size, generator=generator).tolist()
+            epoch = torch.arange(self.size)
+            if self.repeats is not None:
+                # The same draws as Detectron2's RepeatFactorTrainingSampler.
+                whole, rest = self.repeats.trunc(), self.repeats.frac()
+                more = torch.rand(self.size, generator=generator) < rest
+                epoch = epoch.repeat_interleave(whole.long() + more)
+            yield from epoch[torch.randperm(len(epoch), generator=generator)].tolist()
 
 
 class _Examples(Dataset[Any]):
@@ -123,6 +132,7 @@ def build_stream(
     seed: int,
     start: int = 0,
     group_by_shape: bool = False,
+    repeats: Tensor | None = None,
     workers: int = 0,
 ) -> DataLoader[list[Any]]:
     """The loader of a training run.
@@ -138,6 +148,7 @@ def build_stream(
         start: the iteration at which to begin.
         group_by_shape: batches of either wide or high pictures, which wastes less padding. Nothing to a mapper of
             batches, whose pictures have one shape.
+        repeats: as for `BatchStream`.
         workers: processes that load.
 
     Returns:
@@ -151,6 +162,7 @@ def build_stream(
         seed=seed,
         start=start,
         wide=wide,
+        repeats=repeats,
         rank=comm.get_rank(),
         world=comm.get_world_size(),
     )

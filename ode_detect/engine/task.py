@@ -37,6 +37,16 @@ def _nothing_to_forget(model: nn.Module) -> bool:
     return False
 
 
+def _no_class_rows(model: nn.Module, order: Sequence[int]) -> dict[str, list[int]]:
+    """Most tensors are of all classes."""
+    return {}
+
+
+def _no_augmentation(cfg: CfgNode, model: nn.Module) -> nn.Module:
+    """Most predictions for several copies of a picture cannot be merged."""
+    raise ValueError(f"predictions are not merged in the task {cfg.TASK}; set TEST.AUG.ENABLED False.")
+
+
 def _nothing_to_say(output: Any) -> str:
     """Most predictions are pictures."""
     return ""
@@ -84,10 +94,15 @@ class Task:
         plot: draws plots of it into that folder.
         curves: the curves of it that pages of several runs lay over one another.
         draw: draws predictions for a data set, whose evaluation is in a folder, into a file.
-        examples: draws the first so many pictures of a data set one by one, to be laid beside those of other networks.
+        examples: draws so many pictures from all over a data set one by one, to be laid beside those of other networks.
         optimize: a trained model and a batch -> a copy that is faster, and what was done; ValueError if it cannot.
         categories: ids and names of the classes by the data sets of a config, in the network's order; [] if unknown.
         predictor: for a config and categories ([]: unknown).
+        class_rows: a model and an order of its classes -> for each tensor with rows of single classes, by name, the
+            numbers of its rows in that order.
+        classes_in: a dataset dict of `train_data` -> the numbers of the classes that are in it.
+        augmented: a model that merges its predictions for several copies of a picture, as ``TEST.AUG`` says;
+            ValueError if it cannot.
         finish: completes a model in the last iteration, before it is evaluated and written: it may change buffers in
             place. All processes call it alike, with the weights that are handed out, in evaluation mode, without
             gradients.
@@ -118,6 +133,9 @@ class Task:
     optimize: Callable[[nn.Module, list[Example]], tuple[nn.Module, object]]
     categories: Callable[[CfgNode], list[dict[str, Any]]]
     predictor: Callable[[CfgNode, Sequence[dict[str, Any]]], Predictor]
+    classes_in: Callable[[Example], Iterable[int]]
+    augmented: Callable[[CfgNode, nn.Module], nn.Module] = _no_augmentation
+    class_rows: Callable[[nn.Module, Sequence[int]], dict[str, list[int]]] = _no_class_rows
     finish: Callable[[CfgNode, nn.Module], None] = _nothing_more
     forget: Callable[[nn.Module], bool] = _nothing_to_forget
     check_config: Callable[[CfgNode], None] = _nothing_to_check

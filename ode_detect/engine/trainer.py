@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.engine import HookBase, SimpleTrainer, hooks
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from detectron2.utils.events import EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -31,8 +31,10 @@ from ode_detect.ode.dial import set_solvers
 
 from .averaging import HandedOut
 from .checkpoint import Checkpointer
+from .classes import match_classes
 from .config import ConfigError, flow_settings, tolerances
-from .optimizer import build_optimizer, build_scheduler
+from .metrics import LogWriter
+from .optimizer import build_optimizer, build_scheduler, optimizer_state, parameter_names
 from .processes import agreed, average_gradients, averaged, broadcast_state, data_parallel, from_main
 from .sampling import drawn_by_picture, seed_iteration, shared_generator
 from .second_pass import make_second_pass
@@ -81,6 +83,7 @@ class Trainer(SimpleTrainer):
             save_to_disk=comm.is_main_process(),
             trainer=weakref.proxy(self),
         )
+        self.iter: int
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.seconds = 0.0
         self.last_results: dict[str, Any] = {}
@@ -103,6 +106,10 @@ class Trainer(SimpleTrainer):
                 )
         if self.start_iter == 0:
             self.checkpointer.load_weights(self._cfg.MODEL.WEIGHTS, whole=False)
+        if self.start_iter or self._cfg.MODEL.WEIGHTS:
+            path = self.checkpointer.get_checkpoint_file() if self.start_iter else self._cfg.MODEL.WEIGHTS
+            loaded = self.checkpointer.coverage
+            match_classes(self._cfg, self._task, self._network, loaded, path, resuming=self.start_iter > 0)
         broadcast_state(self._network)
 
     def train(self) -> None:
@@ -148,14 +155,27 @@ class Trainer(SimpleTrainer):
         self._scaler.update()
         self.seconds += time.perf_counter() - began
 
+    def after_train(self) -> None:
+        """Let the hooks end; a run that had no iteration left ends where it ended before."""
+        self.iter = min(self.iter, max(self.start_iter, self.max_iter))
+        super().after_train()
+
     def state_dict(self) -> dict[str, Any]:
         """Iteration, hooks, optimizer, gradient scale and time spent."""
         own = {"scaler": self._scaler.state_dict(), "seconds": self.seconds}
+        own["parameters"] = parameter_names(self.optimizer, self._network)
         return {**super().state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave."""
-        super().load_state_dict(state_dict)
+        """Take up what `state_dict` gave; rates, decays and momentum are those of the config."""
+        names = parameter_names(self.optimizer, self._network)
+        rates = self.scheduler.base_lrs
+        saved = optimizer_state(self.optimizer, state_dict["optimizer"], names, state_dict.get("parameters"))
+        super().load_state_dict({**state_dict, "optimizer": saved})
+        self.scheduler.base_lrs = rates
+        if self.iter < self.max_iter:  # The schedule has no rates after its end.
+            for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
+                group["lr"] = rate
         if state_dict["scaler"]:
             self._scaler.load_state_dict(state_dict["scaler"])
         self._loaded = True
@@ -188,7 +208,7 @@ class Trainer(SimpleTrainer):
             return self.last_results
 
         chosen: list[HookBase] = [
-            hooks.IterationTimer(),
+            IterationTimer(),
             hooks.LRScheduler(),
             RecordSolves(model),
             WatchBoxes(),
@@ -197,11 +217,49 @@ class Trainer(SimpleTrainer):
         ]
         if comm.is_main_process():
             chosen += [
-                BestCheckpointer(handed_out, period, self.checkpointer, self._task.metric, mode=self._task.better),
-                hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD, max_to_keep=2),
+                # Before the checkpoints, which know how far it came.
                 LogWriter(cfg),
+                BestCheckpointer(handed_out, period, self.checkpointer, self._task.metric, mode=self._task.better),
+                PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
             ]
         return [*chosen, StopOnSignal(self.checkpointer)]
+
+
+class IterationTimer(hooks.IterationTimer):
+    """Detectron2's, which leaves out the first iterations of a run, but not those after a resume."""
+
+    def before_train(self) -> None:
+        """Begin to measure."""
+        super().before_train()
+        self._warmup_iter: int = max(1, self._warmup_iter - self.trainer.start_iter)
+
+
+class PeriodicCheckpointer(hooks.PeriodicCheckpointer):
+    """Detectron2's, which keeps the two latest of its checkpoints, those that an earlier process wrote included."""
+
+    def before_train(self) -> None:
+        """Remove what an earlier process left."""
+        super().before_train()
+        self._remove_superseded(self.trainer.start_iter - 1)
+
+    def after_step(self) -> None:
+        """Save, and remove what that supersedes."""
+        super().after_step()
+        iteration = self.trainer.iter
+        if (iteration + 1) % self.period == 0 or iteration + 1 == self.max_iter:
+            self._remove_superseded(iteration)
+
+    def _remove_superseded(self, iteration: int) -> None:
+        """Remove earlier checkpoints, without the one that a run goes on from.
+
+        Those of later iterations stay until they are written again: somebody may have gone back on purpose.
+        """
+        files = Path(self.checkpointer.save_dir).glob(f"{self.file_prefix}_*.pth")
+        numbers = {file: int(found[1]) for file in files if (found := re.fullmatch(r".*_(\d{7,})", file.stem))}
+        earlier = sorted((f for f, number in numbers.items() if number <= iteration), key=lambda f: numbers[f])
+        kept = [file for file in earlier if (numbers[file] + 1) % self.period == 0][-2:]
+        for file in {*earlier} - {*kept, Path(self.checkpointer.get_checkpoint_file())}:
+            file.unlink(missing_ok=True)
 
 
 class RecordSolves(HookBase):
@@ -308,56 +366,6 @@ class StopOnSignal(HookBase):
         print(message, file=sys.stderr, flush=True)
 
 
-class LogWriter(hooks.PeriodicWriter):
-    """Writes the progress line, metrics.json and TensorBoard events, every 20 iterations."""
-
-    def __init__(self, cfg: CfgNode) -> None:
-        super().__init__([], period=20)
-        self._cfg = cfg
-
-    def before_train(self) -> None:
-        """Open the files."""
-        folder = Path(self._cfg.OUTPUT_DIR)
-        log = logging.getLogger("ode_detect.engine")
-        self._writers = [
-            ProgressWriter(self._cfg.SOLVER.MAX_ITER, log.info),
-            JSONWriter(str(folder / "metrics.json")),
-            TensorboardXWriter(str(folder)),
-        ]
-
-
-class ProgressWriter(EventWriter):
-    """One line now and then: iteration, losses, learning rate, evaluations, speed, time left."""
-
-    def __init__(self, max_iter: int, log: Callable[[str], None]) -> None:
-        self._max_iter, self._log = max_iter, log
-
-    def write(self) -> None:
-        """Log the line of the latest iteration."""
-        storage = get_event_storage()
-        done = storage.iter + 1
-        if storage.iter >= self._max_iter:
-            return
-        losses = {n: h.median(20) for n, h in storage.histories().items() if "loss" in n}
-        total = losses.pop("total_loss", None)
-        if total is None:
-            return
-        latest = storage.latest()
-        seconds = storage.history("time").median(20) if "time" in latest else None
-        parts = [f"{done:>6}/{self._max_iter}", f"loss {total:.3f}"]
-        parts += (
-            ["(" + ", ".join(f"{n.replace('loss_', '')} {v:.3f}" for n, v in losses.items()) + ")"] if losses else []
-        )
-        parts += [f"lr {latest['lr'][0]:.2g}"] if "lr" in latest else []
-        if "nfe_forward" in latest:
-            nfe = (latest["nfe_forward"][0], latest["nfe_backward"][0], latest["solver_steps"][0])
-            parts.append("NFE {:.0f}+{:.0f} in {:.0f} steps".format(*nfe))
-        if seconds is not None:
-            left = int((self._max_iter - done) * seconds)
-            parts.append(f"{seconds:.2f} s/it  {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left")
-        self._log("  ".join(parts))
-
-
 def training_stream(cfg: CfgNode, task: Task, *, start: int = 0) -> DataLoader[list[Any]]:
     """The batches of a training, from an iteration on; endless.
 
@@ -374,8 +382,20 @@ def training_stream(cfg: CfgNode, task: Task, *, start: int = 0) -> DataLoader[l
             seed=cfg.SEED,
             start=start,
             group_by_shape=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+            repeats=_repeats(cfg, task, dicts),
             workers=cfg.DATALOADER.NUM_WORKERS,
         )
+
+
+def _repeats(cfg: CfgNode, task: Task, dicts: list[Any]) -> Tensor | None:
+    """How often each picture comes in an epoch, if pictures of rare classes are to come more often."""
+    if cfg.DATALOADER.SAMPLER_TRAIN != "RepeatFactorTrainingSampler":
+        return None
+    classes = [{"annotations": [{"category_id": number} for number in task.classes_in(record)]} for record in dicts]
+    factors: Tensor = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+        classes, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
+    )
+    return factors
 
 
 def build_network(cfg: CfgNode) -> nn.Module:
@@ -419,7 +439,7 @@ def config_errors() -> Iterator[None]:
         yield
     except DatasetError:
         raise
-    except (ValueError, KeyError, AssertionError, RuntimeError) as error:
+    except (ValueError, KeyError, AssertionError, RuntimeError, ImportError) as error:
         detail = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise ConfigError(f"the config cannot be built: {detail}") from error
 

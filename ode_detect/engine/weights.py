@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pickle
 import pickletools
-from collections.abc import Iterator
+import reprlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -74,24 +75,29 @@ def unpickle_weights(path: str) -> dict[str, Any]:
         return _from_zoo(_NumbersOnly(file, encoding="latin1").load())
 
 
-def read_categories(path: str) -> list[dict[str, Any]]:
-    """The classes that a checkpoint names: "id" and "name" of each, in the order of the network; [] if it names none.
+def categories_in(content: Mapping[str, Any], path: str) -> tuple[dict[str, Any], ...]:
+    """The classes that a file of weights names.
+
+    Args:
+        content: of the file.
+        path: of the file, for the message.
+
+    Returns:
+        "id" and "name" of each, in the order of the network; () if it names none.
 
     Raises:
-        CheckpointError: the file cannot be read, or its classes are something else.
+        CheckpointError: what the file has instead of classes.
     """
-    with explained(path):
-        content = unpickle_weights(path) if path.endswith(".pkl") else load_weights_only(path, mmap=True)
-        found = content.get("categories") or []
+    found = content.get("categories") or ()
     plain = isinstance(found, (list, tuple)) and all(
         isinstance(one, dict) and type(one.get("id")) is int and type(one.get("name")) is str for one in found
     )
     if not plain:
         raise CheckpointError(
             f'"categories" in a file of weights is a list of classes, each with an id (a whole number) and a name, and '
-            f"in {path} it is something else. Take it out of the file, or get the file again from its source."
+            f"in {path} it is {reprlib.repr(found)}. Take it out of the file, or get the file again from its source."
         )
-    return [{"id": one["id"], "name": one["name"]} for one in found]
+    return tuple({"id": one["id"], "name": one["name"]} for one in found)
 
 
 def _from_zoo(data: dict[str, Any]) -> dict[str, Any]:
@@ -176,10 +182,11 @@ class _Dtype:
 class _Array(np.ndarray):
     """An array of numbers, empty until its state is set, which may give it numbers and nothing else."""
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:  # type: ignore[override]
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, fortran, data = state
         values = _checked(dtype).read(data, shape, "F" if fortran else "C")
-        super().__setstate__(values.__reduce__()[2])  # type: ignore[misc]
+        plain: Any = values.__reduce__()[2]
+        super().__setstate__(plain)
 
 
 def _checked(dtype: Any) -> _Dtype:

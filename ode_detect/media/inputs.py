@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +60,7 @@ def find_inputs(given: Sequence[str], *, skip: Sequence[str] = ()) -> Found:
     """
     files: dict[str, Path] = {}
     problems: list[tuple[str, str]] = []
+    real = functools.cache(os.path.realpath)
     for pattern in given:
         # Path.glob takes no absolute pattern.
         fitting = [] if os.path.lexists(pattern) else glob.glob(pattern, recursive=True)  # noqa: PTH207
@@ -70,11 +73,28 @@ def find_inputs(given: Sequence[str], *, skip: Sequence[str] = ()) -> Found:
             if not found and len(paths) == 1:
                 problems.append((pattern, "is a folder without pictures and videos."))
             for file in found:
-                files.setdefault(str(file.absolute()), file)
+                # Without ".." and links in front, so that one file has one name, in one folder with the others.
+                files.setdefault(os.path.join(real(str(file.parent)), file.name), file)  # noqa: PTH118  of very many
     names = _names(list(files))
     return Found(
         tuple(Input(file, names[key], file.suffix.lower() in VIDEOS) for key, file in files.items()), tuple(problems)
     )
+
+
+def first_overwritten(targets: Iterable[Path], inputs: Iterable[Path]) -> tuple[Path, Path] | None:
+    """The first of the files that are to be written which is one of those that are read, with what it is read as."""
+    there = {}
+    for target in targets:
+        with contextlib.suppress(OSError, ValueError):
+            found = target.lstat()
+            there[found.st_dev, found.st_ino] = target
+    for path in inputs if there else ():
+        for look in (path.stat, path.lstat):
+            with contextlib.suppress(OSError, ValueError):
+                found = look()
+                if (found.st_dev, found.st_ino) in there:
+                    return there[found.st_dev, found.st_ino], path
+    return None
 
 
 def _in_folder(folder: Path, skip: Sequence[str]) -> list[Path]:

@@ -21,6 +21,11 @@ def same_name(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
+def printable(name: str) -> str:
+    r"""A name of a file with its bytes that are no UTF-8 written out, as in ``caf\udce9.jpg``."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def is_file(path: Path) -> bool:
     """Whether there is such a file; False for a name that is too long to be one, for pipes and devices."""
     try:

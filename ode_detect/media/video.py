@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -13,10 +14,21 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import DatasetError
+from .images import check_pixels, most_pixels
+
 # Some files count a frame that no decoder gives, and stop a little before the end that they announce.
 _FRAMES_OFF, _SHARE_OFF = 2, 0.01
 # Ticks per second in what is written: the usual frame rates are whole numbers of them. MPEG-4 allows at most 65535.
 _TICKS = {"libx264": 120_000, "mpeg4": 60_000}
+
+
+# Files that hold the video themselves. Others are lists of further files and addresses, which FFmpeg would open.
+_OPTIONS = {
+    "format_whitelist": "aac,asf,av1,avi,dv,flac,flv,gif,h264,hevc,ivf,m4v,matroska,webm,mjpeg,mov,mp3,mp4,mpeg,mpegts,"
+    "mpegvideo,mxf,nut,obu,ogg,rm,vc1,wav,wtv,yuv4mpegpipe",
+    "protocol_whitelist": "file",
+}
 
 
 class VideoError(ValueError):
@@ -44,7 +56,7 @@ class VideoReader:
     Broken packets are left out; where a file is cut short, the frames end.
 
     Args:
-        path: any file that FFmpeg reads.
+        path: a file of one of the usual kinds that FFmpeg reads.
 
     Attributes:
         rate: mean frames per second.
@@ -52,20 +64,30 @@ class VideoReader:
         problem: after the last frame, what was wrong with the file; "" if nothing.
 
     Raises:
-        VideoError: the file cannot be opened, or holds no video.
+        VideoError: the file cannot be opened, holds no video, or one whose frames are too large.
     """
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
         try:
-            # Old AVI files name their maker in whatever encoding they like.
-            self._container = av.open(str(path), metadata_errors="replace")
-        except (av.error.FFmpegError, OSError) as error:
+            if not stat.S_ISREG(self._path.stat().st_mode):
+                raise OSError("it is a folder, a pipe or a device, not a file")
+            # A name that begins with a slash is no address to FFmpeg. Old AVI files name their maker in whatever
+            # encoding they like.
+            self._container = av.open(str(self._path.absolute()), metadata_errors="replace", options=_OPTIONS)
+        except (av.error.FFmpegError, OSError, ValueError) as error:
             raise VideoError(f"{path} cannot be read as a video ({_reason(error)}).") from error
         if not self._container.streams.video:
             self._container.close()
             raise VideoError(f"{path} holds no video, only {len(self._container.streams)} other streams.")
         self._stream: Any = self._container.streams.video[0]
+        try:
+            check_pixels(path, self._stream.width, self._stream.height)
+        except DatasetError as error:
+            self._container.close()
+            raise VideoError(str(error)) from error
+        # Frames that are larger than their header says are left out as broken.
+        self._stream.codec_context.options = {"max_pixels": str(most_pixels())}
         self._stream.thread_type = "AUTO"
         self.rate = Fraction(self._stream.average_rate or self._stream.guessed_rate or 25)
         self.expected = self._announced()

@@ -102,14 +102,20 @@ class ODEBlock(nn.Module):
         """Solve.
 
         Args:
-            h: the state, shape (N, C, H, W), any floating dtype, device and memory format.
+            h: the state, shape (N, C, H, W), any floating or complex dtype, device and memory format.
 
         Returns:
             The state at the end of time, same shape, dtype, device and memory format.
 
         Raises:
+            ValueError: a state of integers.
             SolveError: the solve failed; the subclass says how.
         """
+        if not (h.is_floating_point() or h.is_complex()):
+            raise ValueError(
+                f"the state of a flow is of real or complex numbers, and {self.name!r} was given {h.dtype}, in which "
+                "its steps would be rounded to integers; call it with h.float()."
+            )
         if torch.compiler.is_compiling():
             return self._solve(h, None)
         observers = self.observers.get(threading.get_ident(), [])
@@ -179,7 +185,8 @@ class ODEBlock(nn.Module):
     def _checked(self, h: Tensor, out: Tensor, tally: Tally | None = None) -> Tensor:
         wanted = out.device.type == "cpu" if self.check_finite is None else self.check_finite
         # The sum is finite unless a value is not, or unless it overflows: a cheap question first.
-        if wanted and not bool(out.detach().sum(dtype=torch.float32).isfinite()) and not bool(out.isfinite().all()):
+        dtype = torch.complex64 if out.is_complex() else torch.float32
+        if wanted and not bool(out.detach().sum(dtype=dtype).isfinite()) and not bool(out.isfinite().all()):
             raise self._locate(h.detach(), tally)
         return out
 

@@ -52,8 +52,9 @@ def solve(
 ) -> Tensor:
     """The state at time ``duration``, by torchdiffeq; solved in float32 or float64, and given back in h's dtype.
 
-    The field is evaluated in h's dtype. A field in pieces is solved piece by piece: no error estimate sees a jump.
-    A fixed number of steps is spread over the pieces, at least one in each.
+    The field is evaluated in h's dtype. A complex state is solved as its real and imaginary parts. A field in pieces is
+    solved piece by piece: no error estimate sees a jump. A fixed number of steps is spread over the pieces, at least
+    one in each.
 
     Args:
         field: the vector field.
@@ -73,7 +74,8 @@ def solve(
     if h.numel() == 0:
         # An error norm over no numbers is NaN; any solve of nothing is nothing.
         return runge_kutta_step(tally.count(field), TABLEAUS["euler"], 0.0, duration, h)
-    state = h if h.dtype in (torch.float32, torch.float64) else h.float()
+    state = _real(h)
+    state = state if state.dtype in (torch.float32, torch.float64) else state.float()
     parts = segments_of(field, duration) if isinstance(solver, Adaptive) else [(field, 0.0, duration)]
     limit = solver.max_evaluations if isinstance(solver, Adaptive) else None
     watched = _Watched(h, tally, limit, block)
@@ -88,7 +90,7 @@ def solve(
     if adjoint is not None and state.requires_grad:
         unchanged = Unchanged(field)
         state.register_hook(lambda grad: watched.restart(unchanged))
-    return state.to(h.dtype)
+    return _in_dtype(state, h.dtype)
 
 
 def plain_odeint(field: nn.Module, h: Tensor, *, method: str, steps: int, duration: float) -> Tensor:
@@ -103,6 +105,17 @@ def plain_odeint(field: nn.Module, h: Tensor, *, method: str, steps: int, durati
     """
     times = torch.tensor([0.0, duration], dtype=h.dtype, device=h.device)
     return odeint(field, h, times, method=method, options={"step_size": duration / steps})[-1]
+
+
+def _real(h: Tensor) -> Tensor:
+    """Real and imaginary parts of a complex tensor, as the last axis; a real tensor as it is."""
+    # Not as a view: torchdiffeq cuts gradients out of a long vector, at places where no complex number can start.
+    return torch.stack([h.real, h.imag], dim=-1) if h.is_complex() else h
+
+
+def _in_dtype(state: Tensor, dtype: torch.dtype) -> Tensor:
+    """A state of torchdiffeq in the dtype of the flow; undoes `_real`."""
+    return torch.complex(*state.unbind(-1)).to(dtype) if dtype.is_complex else state.to(dtype)
 
 
 def _for_part(solver: Solver, share: float) -> Solver:
@@ -166,6 +179,11 @@ def check_differentiable(field: nn.Module, h: Tensor, solver: Solver, block: str
             f"'scipy_solver' cannot be differentiated through, and {block!r} needs a gradient; "
             "use gradient='adjoint', another method, or torch.no_grad()."
         )
+    if adjoint is not None and any(p.is_complex() for p in field.parameters()):
+        raise ValueError(
+            f"the adjoint integrates the gradients of weights beside the state, in real numbers, and {block!r} has "
+            "complex weights; use gradient='checkpoint', or weights that are pairs of real ones."
+        )
     if adjoint is not None and not isinstance(solver, Adaptive) and solver.projection != "none":
         raise ValueError(
             f"the adjoint integrates a smooth flow, and {block!r} is projected by {solver.projection!r} after each "
@@ -215,7 +233,7 @@ class _Watched:
             raise self._error(TooManyEvaluationsError, t, f"{phase} pass")
         self._spent[phase] += 1
         with self._autocast():
-            slope = field(t, h.to(self._dtype)).to(h.dtype)
+            slope = _real(field(t, _in_dtype(h, self._dtype))).to(h.dtype)
         self._slope = slope.detach()
         return slope
 

@@ -12,6 +12,7 @@ All but `Reversible` differentiate the same forward solve.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from . import diffeq
 from .names import check_name
-from .recompute import Grid, recomputing, solve_from_every, solve_from_few
+from .recompute import Grid, recomputing, solve_from_every, solve_from_few, summing_in_float32
 from .record import Tally
 from .reversible import coupled, in_precision_of_pair, solve_reversibly
 from .solvers import Adaptive, Evaluate, FixedStep, Solver, check_count, slopes_of_step
@@ -119,7 +120,7 @@ class Auto:
     memory_budget: int
 
     def __post_init__(self) -> None:
-        check_count("memory_budget", self.memory_budget, "it is a number of bytes, such as 512 * 2**20")
+        check_count("memory_budget", self.memory_budget, "it is a number of bytes, such as 512 * 2**20", most=2**63)
 
 
 @dataclass(frozen=True)
@@ -228,19 +229,21 @@ def solve(
     Raises:
         ValueError: the solver cannot be differentiated in this way.
     """
-    check_solvable(gradient, solver, block, gradient_needed=needs_gradient(field, h))
-    if isinstance(solver, FixedStep) and not isinstance(gradient, Adjoint):
-        return _fixed_steps(field, h, solver, gradient, duration, tally)
-    return diffeq.solve(
-        field,
-        h,
-        solver=solver,
-        duration=duration,
-        tally=tally or Tally([]),
-        block=block,
-        adjoint=gradient if isinstance(gradient, Adjoint) else None,
-        wrap=recomputing(field) if isinstance(gradient, Checkpoint) else None,
-    )
+    wanted = needs_gradient(field, h)
+    check_solvable(gradient, solver, block, gradient_needed=wanted)
+    with summing_in_float32(h) if wanted else nullcontext():
+        if isinstance(solver, FixedStep) and not isinstance(gradient, Adjoint):
+            return _fixed_steps(field, h, solver, gradient, duration, tally)
+        return diffeq.solve(
+            field,
+            h,
+            solver=solver,
+            duration=duration,
+            tally=tally or Tally([]),
+            block=block,
+            adjoint=gradient if isinstance(gradient, Adjoint) else None,
+            wrap=recomputing(field) if isinstance(gradient, Checkpoint) else None,
+        )
 
 
 def states(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .errors import GradientError
 from .gradients import Backprop, Checkpoint, Gradient, in_precision_of_state
 from .randomness import draws_masks
-from .recompute import version_of, without_trace
+from .recompute import summing_in_float32, version_of, without_trace
 from .schedules import evaluations_to_reverse, places_kept
 from .solvers import FixedStep
 from .tables import table
@@ -217,7 +217,7 @@ class _StepCost:
 def _measure_step(field: nn.Module, h: Tensor, solver: FixedStep, duration: float) -> _StepCost:
     evaluate, state = in_precision_of_state(field, h.detach(), Backprop())
     start, end = list(solver.grid(duration))[solver.steps // 2]
-    with torch.enable_grad(), without_trace(field, h):
+    with torch.enable_grad(), without_trace(field, h), summing_in_float32(h):
         state = state.detach().requires_grad_()
         with KeptBytes([*field.parameters(), *field.buffers(), state]) as kept:
             out = solver.step(evaluate, start, end, state)

@@ -187,7 +187,9 @@ class Unchanged:
             for name, tensor in store.items()
             if tensor is not None
         ]
-        by_mode = [(path, m) for path, m in field.named_modules() if isinstance(m, _NormBase)]
+        by_mode: list[tuple[str, nn.Module]] = [
+            (path, m) for path, m in field.named_modules() if isinstance(m, _NormBase)
+        ]
         by_mode += [(path, m) for path, m, _ in random_layers(field)]
         self._modes = [(module, path, module.training) for path, module in by_mode]
 
@@ -196,7 +198,7 @@ class Unchanged:
         for store, name, path, tensor, version in self._tensors:
             if store.get(name) is not tensor:
                 raise GradientError(_changed(f"{path!r} of its field is another tensor now"))
-            if version_of(tensor) != version:
+            if tensor is not None and version_of(tensor) != version:
                 raise GradientError(_changed(f"{path!r} of its field was changed in place"))
         for module, path, training in self._modes:
             if module.training != training:
@@ -249,6 +251,22 @@ def surroundings_of(field: nn.Module, h: Tensor) -> Surroundings:
             yield
 
     return surroundings
+
+
+def summing_in_float32(h: Tensor) -> AbstractContextManager[Any]:
+    """Autocast as it is, without its cache of weights in half precision.
+
+    The evaluations of a solve share what is in the cache, and would add up their gradients there, in 8 bits: with 256
+    steps through one field the sum was 10 % off.
+
+    Args:
+        h: the state, on the device in question.
+    """
+    device = h.device.type
+    # A compiler has no cache.
+    if torch.compiler.is_compiling() or not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, dtype=torch.get_autocast_dtype(device), cache_enabled=False)
 
 
 def statistics_of(field: nn.Module) -> list[_NormBase]:

@@ -32,8 +32,10 @@ Slopes = Callable[[float, float, Tensor], list[Tensor]]
 
 
 def in_precision_of_pair(h: Tensor) -> Tensor:
-    """The state in float64; in float32 on devices that have no float64."""
-    return h.float() if h.device.type == "mps" else h.double()
+    """The state in float64 (complex128); in float32 (complex64) on devices that have no float64."""
+    if h.device.type == "mps":
+        return h.to(torch.complex64 if h.is_complex() else torch.float32)
+    return h.to(torch.complex128 if h.is_complex() else torch.float64)
 
 
 def coupled(

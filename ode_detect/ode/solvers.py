@@ -216,14 +216,17 @@ class Adaptive:
         check_name(self.method, adaptive_methods(), "method of torchdiffeq")
         if not (self.rtol > 0 and self.atol > 0):
             raise ValueError(f"tolerances must be above 0, not rtol={self.rtol}, atol={self.atol}; try 1e-3 and 1e-4.")
-        check_count("max_evaluations", self.max_evaluations, "leave it out for the default")
+        check_count("max_evaluations", self.max_evaluations, "leave it out for the default", most=10**9)
         check_count("steps", self.steps, "leave it out for the default")
 
 
 Solver = FixedStep | Adaptive
 
 
-def check_count(name: str, value: object, cure: str) -> None:
-    """Raise `ValueError` unless ``value`` is an integer of 1 or more."""
+def check_count(name: str, value: object, cure: str, most: int = 1_000_000) -> None:
+    """Raise `ValueError` unless ``value`` is an integer of 1 or more, and of a size that can ever be computed."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be an integer of 1 or more, not {value!r}; {cure}.")
+    if value > most:
+        shown = value if value < 10**18 else "one of many digits"
+        raise ValueError(f"{name} must be an integer of at most {most}, not {shown}; {cure}.")

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ode_detect.report.classified import Classified
-from ode_detect.report.files import whole
+from ode_detect.report.files import write_text
 from ode_detect.report.rows import ResultsError, built_from, check_fraction, check_types, read_json
 
 _DIGITS = 6
@@ -61,8 +61,7 @@ class Answers:
         rounded = [[round(p, _DIGITS) for p in row] for row in self.probabilities]
         columns = [self.labels, self.classes, rounded, *([self.far] if self.far else [])]
         value = {"names": self.names, "pictures": list(zip(*columns, strict=True))}
-        with whole(path) as partial:
-            partial.write_text(json.dumps(value, separators=(",", ":"), allow_nan=False) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(value, separators=(",", ":"), allow_nan=False) + "\n")
 
     @classmethod
     def read(cls, path: str | Path) -> Answers:
@@ -84,13 +83,15 @@ class Answers:
             count: How many at most.
 
         Returns:
-            The first ones of the data set, and, at most as many, those of the others that are wrong with the highest
-            confidence, the most confident first.
+            Some that are evenly spread over the data set, which often lies class by class, and, at most as many, those
+            of the others that are wrong with the highest confidence, the most confident first.
         """
-        first = list(range(min(-(-count // 2), len(self.labels))))
-        wrong = [i for i in range(len(first), len(self.labels)) if self.classes[i][0] != self.labels[i]]
+        size = len(self.labels)
+        spread = np.linspace(0, size - 1, min(-(-count // 2), size)).round().astype(int).tolist()
+        others = set(range(size)) - set(spread)
+        wrong = [i for i in sorted(others) if self.classes[i][0] != self.labels[i]]
         wrong.sort(key=lambda i: -self.probabilities[i][0])
-        return first, wrong[: count // 2]
+        return spread, wrong[: count // 2]
 
     def classified(self, index: int, image: NDArray[np.uint8], name: str = "") -> Classified:
         """A picture of the data set with what was said about it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -68,25 +68,58 @@ class Canvas:
         """Fill a rectangle."""
         self._fill((round(x), round(y), round(x + width), round(y + height)), _rgba(color))
 
-    def text(self, x: float, y: float, text: str, size: float, *, bold: bool = False) -> None:
+    def text(self, x: float, y: float, text: str, size: float, *, bold: bool = False, color: str = _INK) -> None:
         """Write one line with its base line at ``y`` and letters of ``size``."""
-        self._draw.text((round(x), round(y)), _one_line(text), _INK, _font(int(size), bold), anchor="ls")
+        self._draw.text((round(x), round(y)), _one_line(text), color, _font(int(size), bold), anchor="ls")
 
     def label(self, box: NDArray[np.float64], text: str, color: str, *, size: float = 12.0) -> None:
-        """Write a small label on a tag of the box's colour above its upper edge, inside the picture.
+        """Write a small label on a tag of the box's colour above its upper edge, inside the picture."""
+        self.labels([(box, text, color)], size=size)
 
-        Each tag is opaque and lies above those before it: letters upon letters cannot be read.
+    def labels(self, tags: Sequence[tuple[NDArray[np.float64], str, str]], *, size: float = 12.0) -> None:
+        """Write labels of boxes, each on a tag of its box's colour, where it hides no other if there is such a place.
+
+        Each tag is opaque and lies above those before it: letters upon letters cannot be read. The last one has the
+        first choice.
+
+        Args:
+            tags: box, text and colour of each; those without a text are left out.
+            size: of the letters.
         """
-        if not text:
-            return
         unit = int(size) / 12
-        length, height = measure(text, size) + 6 * unit, 15 * unit
-        x = max(min(float(box[0]) - 1, self.width - length), 0)
-        y = max(float(box[1]), height)
-        # Its dark ends tell where it stops and a tag below it goes on.
-        self._fill((round(x) - 1, round(y - height), round(x + length) + 1, round(y)), _HALO)
-        self.patch(x, y - height, length, height, color)
-        self.text(x + 3 * unit, y - 4 * unit, text, size)
+        height = 15 * unit
+        places: list[tuple[float, float, float]] = []
+        for box, text, _ in reversed(tags):
+            length = measure(text, size) + 6 * unit if text else 0.0
+            places.append(self._place(box, length, height, places) if text else (0.0, 0.0, 0.0))
+        for (_, text, color), (x, y, length) in zip(tags, reversed(places), strict=True):
+            if not text:
+                continue
+            # Its dark ends tell where it stops and a tag below it goes on.
+            self._fill((round(x) - 1, round(y - height), round(x + length) + 1, round(y)), _HALO)
+            self.patch(x, y - height, length, height, color)
+            self.text(x + 3 * unit, y - 4 * unit, text, size, color=letters_on(color))
+
+    def _place(
+        self, box: NDArray[np.float64], length: float, height: float, taken: Sequence[tuple[float, float, float]]
+    ) -> tuple[float, float, float]:
+        """Left end, lower edge and length of a tag: above its box, or the nearest place that no other tag has."""
+        x, y = max(min(float(box[0]) - 1, self.width - length), 0), max(float(box[1]), height)
+        right = max(min(float(box[2]) + 1, self.width) - length, 0)
+        step = height + 1
+        others = np.array(taken, dtype=np.float64).reshape(-1, 3)
+        for left, lower in (
+            (x, y),
+            *((x, y - k * step) for k in (1, 2, 3)),
+            (right, y),
+            *((x, y + k * step) for k in (1, 2, 3, 4, 5, 6)),
+            *((right, y + k * step) for k in (1, 2, 3)),
+        ):
+            apart = (left >= others[:, 0] + others[:, 2]) | (left + length <= others[:, 0])
+            apart |= np.abs(lower - others[:, 1]) >= height
+            if height <= lower <= max(self._image.height, height) and apart.all():
+                return left, lower, length
+        return x, y, length
 
     def pixels(self) -> NDArray[np.uint8]:
         """What was drawn: RGB, uint8, shape (height, width, 3)."""
@@ -96,6 +129,25 @@ class Canvas:
         x0, y0, x1, y1 = corners
         if x1 > x0 and y1 > y0:
             self._draw.rectangle((x0, y0, x1 - 1, y1 - 1), fill=color)
+
+
+def contrast(one: str, other: str) -> float:
+    """The contrast of two colours, 1 to 21.
+
+    Source: W3C, Web Content Accessibility Guidelines 2.1, contrast ratio.
+    """
+    light, dark = sorted((_luminance(one), _luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def letters_on(color: str) -> str:
+    """The colour in which letters on a ground can be read best: dark, or white."""
+    return max((_INK, _PAPER), key=lambda letters: contrast(letters, color))
+
+
+def _luminance(color: str) -> float:
+    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in to_rgb(color)]
+    return float(np.dot((0.2126, 0.7152, 0.0722), linear))
 
 
 def measure(text: str, size: float, *, bold: bool = False) -> float:

@@ -13,7 +13,7 @@ from matplotlib.ticker import NullFormatter
 from tabulate import tabulate
 
 from ode_detect.report.confusion import draw_confusion
-from ode_detect.report.files import whole
+from ode_detect.report.files import write_text
 from ode_detect.report.plots import COLOURS, DPI, INK, Curve, save_figure, style_axes
 from ode_detect.report.results import heading
 from ode_detect.report.rows import (
@@ -96,8 +96,7 @@ class ClassificationScores:
 
     def write(self, path: str | Path) -> None:
         """Write the scores as JSON; a reader never sees half a file."""
-        with whole(path) as partial:
-            partial.write_text(json.dumps(asdict(self), allow_nan=False) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(asdict(self), allow_nan=False) + "\n")
 
     @classmethod
     def read(cls, path: str | Path) -> ClassificationScores:

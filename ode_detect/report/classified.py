@@ -127,7 +127,7 @@ def prediction_sheet(
     wide, high = (max(cell.shape[axis] for cell in cells) + 2 * _FRAME for axis in (1, 0))
     columns = max(min(columns, len(pictures)), -(-_LEAST * 4 // (wide + _GAP)))  # room for the title
     width = columns * (wide + _GAP) + _GAP
-    groups = [("The first pictures", shown), ("Wrong with the highest confidence", mistakes)]
+    groups = [("From all over the set", shown), ("Wrong with the highest confidence", mistakes)]
     groups = [(words if mistakes else "", group) for words, group in groups if group]
     row = high + 2 * _LINE + _GAP
     rows = sum(-(-len(group) // columns) for _, group in groups)

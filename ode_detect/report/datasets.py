@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .pictures import PictureError, draw_boxes
 from .plots import COLOURS, save_figure
 
-_INK, _GREY, _ANCHOR = "#333333", "#B8C4CE", "#D55E00"
+_INK, _GREY, _ANCHOR, _IGNORED = "#333333", "#B8C4CE", "#D55E00", "#AAAAAA"
 _TICKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _SHOWN_CLASSES = 30
 
@@ -129,12 +129,13 @@ def sample_sheet(samples: Sequence[Sample], path: str | Path, *, title: str, col
     figure.text(gap / width, 1 - 30 / height, title, fontsize=15, fontweight="bold", color=_INK, parse_math=False)
     x = float(gap)
     for label in labels[: len(COLOURS)] if len(labels) <= len(COLOURS) else []:
-        text = figure.text(
-            x / width, 1 - 58 / height, f"■ {label}", fontsize=12, color=colours[label], parse_math=False
-        )
+        figure.text(x / width, 1 - 58 / height, "■", fontsize=12, color=colours[label])
+        x += 20
+        text = figure.text(x / width, 1 - 58 / height, label, fontsize=12, color=_INK, parse_math=False)
         x += text.get_window_extent(FigureCanvasAgg(figure).get_renderer()).width + 18
     if any(any(sample.ignored) for sample in samples):
-        figure.text(x / width, 1 - 58 / height, "■ ignored (crowd, difficult)", fontsize=12, color="#888888")
+        figure.text(x / width, 1 - 58 / height, "■", fontsize=12, color=_IGNORED)
+        figure.text((x + 20) / width, 1 - 58 / height, "ignored (crowd, difficult)", fontsize=12, color=_INK)
     y = float(head)
     for i, (sample, pixels) in enumerate(zip(samples, drawn, strict=True)):
         column, row = i % columns, i // columns
@@ -164,7 +165,7 @@ def _draw(sample: Sample, cell: int, colours: Mapping[str, str]) -> NDArray[np.u
     image = np.asarray(cv2.resize(sample.image, size, interpolation=way), dtype=np.uint8)
     boxes = np.asarray(sample.boxes, dtype=np.float64).reshape(-1, 4) * np.tile([size[0] / width, size[1] / height], 2)
     color = [
-        "#AAAAAA" if ignored else colours[label] for label, ignored in zip(sample.labels, sample.ignored, strict=True)
+        _IGNORED if ignored else colours[label] for label, ignored in zip(sample.labels, sample.ignored, strict=True)
     ]
     text = None if len(colours) <= len(COLOURS) else True
     return draw_boxes(image, boxes, sample.labels, color=color, text=text)
@@ -219,7 +220,7 @@ def _shapes(axes: Axes, boxes: NDArray[np.float64], anchors: NDArray[np.float64]
 
 
 def _limits(values: NDArray[np.float64]) -> tuple[float, float]:
-    return float(max(values.min(), 0.5)) / 1.2, float(values.max()) * 1.2
+    return float(max(values.min(), 0.5)) / 1.2, float(max(values.max(), 0.5)) * 1.2
 
 
 def _log(axes: Axes, limits: tuple[float, float], *, x: bool) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup, escape
 
+from ode_detect.report import markdown
 from ode_detect.report.comparison import Table
-from ode_detect.report.files import whole
+from ode_detect.report.files import write_text
 from ode_detect.report.plots import COLOURS
 
 _TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
@@ -117,8 +118,7 @@ class Page:
         folder = Path(folder)
         html, markdown = folder / "comparison.html", folder / "comparison.md"
         for path, text in ((html, self.html()), (markdown, self.markdown(folder))):
-            with whole(path) as partial:
-                partial.write_text(text, encoding="utf-8")
+            write_text(path, text)
         return html, markdown
 
     def html(self) -> str:
@@ -156,5 +156,6 @@ def _environment() -> Environment:
     environment.filters["data_uri"] = lambda path: Markup(data_uri(path))
     # A name such as faster_rcnn_ode may go on in the next line after an underscore.
     environment.filters["breakable"] = lambda text: escape(text).replace("_", Markup("_<wbr>"))
-    environment.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
+    environment.filters |= {"md": markdown.text, "code": markdown.code, "fence": markdown.fence}
+    environment.filters["address"] = markdown.address
     return environment

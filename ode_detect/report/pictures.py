@@ -190,11 +190,13 @@ def draw_boxes(
     written = len(boxes) <= _CROWDED if text is None else text
     for i, box in enumerate(boxes):
         canvas.box(box * scale, colors[i], width)
+    tags = []
     for i, box in enumerate(boxes if written else []):
         label = " ".join(
             ([labels[i]] if len(labels) else []) + ([f"{values[i]:.2f}"] if np.isfinite(values[i]) else [])
         )
-        canvas.label(box * scale, label, colors[i], size=size)
+        tags.append((box * scale, label, colors[i]))
+    canvas.labels(tags, size=size)
     return canvas.pixels()
 
 
@@ -275,10 +277,13 @@ def _draw(picture: Picture, scale: int, *, scores_of_hits: bool) -> NDArray[np.u
     for box in truth[~match.found & ~crowd]:
         canvas.box(box, MISSED, 3, dashed=True)
     scores = np.asarray(picture.scores, dtype=np.float64)
-    for i, outcome in enumerate(match.outcomes):
+    tags = []
+    for i in np.argsort(scores, kind="stable").tolist():  # the best one last, above the others
+        outcome = match.outcomes[i]
         if outcome == "false" or (outcome == "hit" and scores_of_hits):
             label = " ".join([*picture.labels[i : i + 1], f"{scores[i]:.2f}"])
-            canvas.label(boxes[i], label, HIT if outcome == "hit" else FALSE)
+            tags.append((boxes[i], label, HIT if outcome == "hit" else FALSE))
+    canvas.labels(tags)
     return canvas.pixels()
 
 

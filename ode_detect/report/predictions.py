@@ -85,7 +85,9 @@ class Predictions:
         pictures = [key for key in done if "frames" not in self._line(key)["entry"]]
         videos = (self._line(key)["entry"] for key in done if "frames" in self._line(key)["entry"])
         images = ({"id": i, **self._line(key)["entry"]} for i, key in enumerate(pictures, 1))
-        with whole(self._final) as partial, partial.open("w", encoding="utf-8") as file:
+        # Bytes of a name that are no UTF-8 are written as JSON's escapes, which read as the same name.
+        escaped = "backslashreplace"
+        with whole(self._final) as partial, partial.open("w", encoding="utf-8", errors=escaped) as file:
             file.write(f'{{"info": {json.dumps(dict(info))}')
             _write_list(file, "images", images)
             _write_list(file, "annotations", self._annotations(pictures))
@@ -118,6 +120,7 @@ class Predictions:
                     line = json.loads(text) if text.endswith(b"\n") else {}
                 except ValueError:
                     line = {}
+                line = line if isinstance(line, dict) else {}
                 if number == 0 and line.get("settings") != self._settings:
                     self.dropped = sum(1 for _ in file)
                     return 0

@@ -20,7 +20,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ode_detect.report.files import whole
+from ode_detect.report import markdown
+from ode_detect.report.files import write_text
 from ode_detect.report.rows import (
     FRACTIONS,
     Comparison,
@@ -120,8 +121,7 @@ class Results:
     def write(self, path: str | Path) -> None:
         """Write the results as JSON; a reader never sees half a file."""
         value = {key: part for key, part in asdict(self).items() if key != "comparisons" or part}
-        with whole(path) as partial:
-            partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
     def section(self, config: str) -> Results:
         """The rows of one config, or of one section of a benchmark, and the comparisons within them.
@@ -269,11 +269,12 @@ def to_markdown(results: Results) -> str:
     Seeds of one network become one line, mean and standard deviation. Only columns that have a number are shown.
     """
     header, lines = _table(results)
-    rows = [[cell.replace("|", "\\|") for cell in line] for line in [header, *lines]]
+    rows = [list(map(markdown.text, line)) for line in [header, *lines]]
     rule = ["---", "---", *("---:" for _ in header[2:])]
     table = "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], rule, *rows[1:]])
-    commands = ", ".join(f"`{line}`" for line in results.command.splitlines())
-    notes = [*_notes(results), f"Protocol: {results.protocol}", f"Made by {commands}, {_origin(results)}."]
+    commands = ", ".join(map(markdown.code, results.command.splitlines()))
+    notes = [markdown.text(note) for note in (*_notes(results), f"Protocol: {results.protocol}")]
+    notes += [f"Made by {commands}, {markdown.text(_origin(results))}."]
     return table + "\n\n" + "\n".join(f"<sub>{note}</sub><br>" for note in notes).removesuffix("<br>")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tabulate import tabulate
 
-from ode_detect.report.files import whole
+from ode_detect.report.files import write_text
 from ode_detect.report.rows import ResultsError, build, built_from, check_count, check_fraction, check_types, read_json
 
 BACKGROUND = "background"
@@ -169,8 +169,7 @@ class DetectionScores:
 
     def write(self, path: str | Path) -> None:
         """Write the scores as JSON; a reader never sees half a file."""
-        with whole(path) as partial:
-            partial.write_text(json.dumps(asdict(self), allow_nan=False) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(asdict(self), allow_nan=False) + "\n")
 
     @classmethod
     def read(cls, path: str | Path) -> DetectionScores:

@@ -340,8 +340,18 @@ def test_train_and_test_have_the_same_classes(pets: Path) -> None:
         data.check_test_data(cfg)
     picture(pets / "train" / "horse" / "1.png")
     cfg = config("a", "b", classes=3, a=pets / "train", b=pets / "test")
-    with pytest.raises(DatasetError, match=r"b lacks dog\. Rename"):
+    with pytest.raises(DatasetError, match=r"b lacks dog\. Rename.*that of a class without a picture is empty"):
         data.check_test_data(cfg)
+    (pets / "test" / "dog").mkdir()
+    data.check_test_data(cfg)
+    assert [example["label"] for batch in data.test_loader(cfg, "b") for example in batch] == [0, 0, 0, 2, 2, 2]
+    with pytest.raises(DatasetError, match="each class of b has a picture"):
+        data.train_data(config("b", classes=3, b=pets / "test"))
+
+
+def test_examples_are_spread_over_the_classes(pets: Path) -> None:
+    examples = data.spread_examples(config("a", a=pets / "test"), "a", 3)
+    assert [(e["index"], e["label"]) for e in examples] == [(0, 0), (2, 0), (5, 1)]
 
 
 def test_composed_and_decomposed_names_are_one_class(pets: Path) -> None:

@@ -54,6 +54,9 @@ def test_what_is_wrong_with_pictures_is_found(copy: Path) -> None:
     cv2.imwrite(str(folder / "3.png"), np.zeros((40, 48, 3), np.uint8))
     cv2.imwrite(str(folder / "4.png"), np.zeros((80, 90, 3), np.uint8))
     shutil.copy(folder / "5.png", folder / "6.png")
+    content = json.loads((copy / "train.json").read_text())
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != 7]
+    (copy / "train.json").write_text(json.dumps(content))
     Image.new("CMYK", (96, 80)).save(folder / "7.png", format="JPEG")
     cv2.imwrite(str(folder / "more.jpg"), np.zeros((8, 8, 3), np.uint8))
     one = run(copy)

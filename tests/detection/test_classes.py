@@ -32,7 +32,7 @@ def coco(of: str, *names: str) -> Classes:
             xml("train", "a", "b"),
             coco("test", "b", "c"),
             "test lacks a, and train lacks c. ",
-            "write CLASSES: [b, c, a] in DATASETS.CUSTOM for train; give the annotations of test the categories b, c, a",
+            "write CLASSES: [b, c, a] in DATASETS.CUSTOM for train; give the annotations of test the categories b",
         ),
         (xml("train", "a"), xml("test", "b"), "they have none in common", "CLASSES: [a, b]"),
     ],

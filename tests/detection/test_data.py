@@ -2,8 +2,9 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,7 +12,8 @@ import pycocotools.mask
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data.datasets import load_coco_json, register_pascal_voc
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets import load_coco_json, register_coco_instances, register_pascal_voc
 from detectron2.evaluation import PascalVOCDetectionEvaluator
 from detectron2.structures import Boxes, Instances
 
@@ -228,16 +230,37 @@ def test_a_picture_with_crowds_only_has_no_object_and_one_with_difficult_objects
     assert len(train_data(cfg)[0]) == kept
 
 
-def test_a_set_without_any_object_is_not_filtered_to_nothing(cfg: CfgNode, squares: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("filtered", [False, True])
+@pytest.mark.parametrize(
+    ("marks", "reason"),
+    [
+        (None, "there is no annotation that can be used"),
+        ({"iscrowd": 1}, "18 of 18 objects have iscrowd 1, and are left aside; write 0 where"),
+        ({"iscrowd": 1, "difficult": 1}, "18 of 18 objects have difficult 1"),
+    ],
+)
+def test_data_without_an_object_that_counts_are_refused(
+    cfg: CfgNode, squares: Path, tmp_path: Path, marks: dict[str, int] | None, reason: str, filtered: bool
+) -> None:
     content = json.loads((squares / "train.json").read_text())
-    (tmp_path / "none.json").write_text(json.dumps({**content, "annotations": []}))
-    cfg.DATASETS.CUSTOM = [entry(f"none {tmp_path}", squares, tmp_path / "none.json")]
-    cfg.DATASETS.TRAIN = (f"none {tmp_path}",)
+    content["annotations"] = [] if marks is None else [{**a, **marks} for a in content["annotations"]]
+    name = f"none {tmp_path}"
+    (tmp_path / "none.json").write_text(json.dumps(content))
+    cfg.DATASETS.CUSTOM = [*cfg.DATASETS.CUSTOM, entry(name, squares, tmp_path / "none.json")]
+    cfg.DATASETS.TEST = (name,)
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = filtered
     register_datasets(cfg)
-    assert len(train_data(cfg)[0]) == 8
-    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = True
-    with pytest.raises(DatasetError, match="FILTER_EMPTY_ANNOTATIONS False"):
-        train_data(cfg)
+    with pytest.raises(DatasetError, match=rf"tested on .* and none .* has none: {reason}"):
+        check_test_data(cfg)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (name, "squares"), ()
+    learnt = marks is not None and "difficult" in marks
+    assert len(train_data(cfg)[0]) == (16 if not filtered else 12 if learnt else 6), "beside others it is background"
+    cfg.DATASETS.TRAIN = (name,)
+    if learnt:
+        assert len(train_data(cfg)[0]) == (6 if filtered else 8), "difficult objects are trained on"
+    else:
+        with pytest.raises(DatasetError, match=rf"trained on .* and none .* has none: {reason}"):
+            train_data(cfg)
 
 
 def test_other_classes_for_test_than_for_training_are_refused(cfg: CfgNode, squares: Path, tmp_path: Path) -> None:
@@ -348,3 +371,64 @@ def test_coco128_loads_with_its_crowds_and_masks() -> None:
     assert len(ours) == 128
     assert any(a["iscrowd"] for record in ours for a in record["annotations"])
     assert ours == theirs
+
+
+def detectron2_set(squares: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> str:
+    """The squares, changed, registered as scripts for Detectron2 do it."""
+    content = json.loads((squares / "train.json").read_text())
+    for a in content["annotations"]:
+        change(a)
+    name = f"theirs {tmp_path}"
+    (tmp_path / "theirs.json").write_text(json.dumps(content))
+    register_coco_instances(name, {}, str(tmp_path / "theirs.json"), str(squares / "images"))
+    return name
+
+
+def test_boxes_that_detectron2_reads_in_another_form_are_told_or_refused(
+    squares: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = detectron2_set(squares, tmp_path, lambda a: a.update(bbox=[v / 100 for v in a["bbox"]]))
+    with caplog.at_level(logging.WARNING, "ode_detect.detection"):
+        read_dataset([name])
+    assert "18 boxes that lie within one pixel, probably shares of the picture, kept" in caplog.text
+
+    def corners(a: dict[str, Any]) -> None:
+        x, y, w, h = a["bbox"]
+        a["bbox"] = [x, y, x + w, y + h]
+
+    (tmp_path / "more").mkdir()
+    with pytest.raises(DatasetError, match=r"fit only as corners .* Write \[x0, y0, x1 - x0, y1 - y0\]"):
+        read_dataset([detectron2_set(squares, tmp_path / "more", corners)])
+
+
+def test_masks_that_detectron2_reads_and_are_none_are_left_out(
+    squares: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def spoil(a: dict[str, Any]) -> None:
+        good = [[10, 10, 40, 10, 40, 40, 10, 40]]
+        bad = {1: {"size": [80, 96], "counts": [1, 2, 3]}, 2: [[10, 10, 40, 10, 40, float("nan")]]}
+        a["segmentation"] = bad.get(a["id"], good)
+
+    name = detectron2_set(squares, tmp_path, spoil)
+    with caplog.at_level(logging.WARNING, "ode_detect.detection"):
+        dicts = read_dataset([name])
+    assert "2 masks that are neither polygons" in caplog.text
+    assert ["segmentation" in a for a in dicts[0]["annotations"]] == [False, False, True]
+
+
+def test_the_network_has_the_key_points_of_the_data(cfg: CfgNode, squares: Path, tmp_path: Path) -> None:
+    content = json.loads((squares / "train.json").read_text())
+    for a in content["annotations"]:
+        a |= {"keypoints": [20, 20, 2, 30, 30, 2], "num_keypoints": 2}
+    (tmp_path / "points.json").write_text(json.dumps(content))
+    cfg.DATASETS.CUSTOM = [entry(f"points {tmp_path}", squares, tmp_path / "points.json")]
+    cfg.DATASETS.TRAIN = (f"points {tmp_path}",)
+    cfg.MODEL.KEYPOINT_ON = True
+    register_datasets(cfg)
+    with pytest.raises(DatasetError, match=r"points .* has none\. Set keypoint_names"):
+        train_data(cfg)
+    MetadataCatalog.get(f"points {tmp_path}").set(keypoint_names=["a", "b"], keypoint_flip_map=[("a", "b")])
+    with pytest.raises(DatasetError, match=r"has 17 key points .* has 2; set NUM_KEYPOINTS"):
+        train_data(cfg)
+    cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = 2
+    assert len(train_data(cfg)[0]) == 8

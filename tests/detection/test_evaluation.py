@@ -306,3 +306,64 @@ def test_voc_xml_that_cannot_be_read_is_named(cfg: CfgNode, name: str, tmp_path:
     file.write_text(file.read_text().replace("<pose>x</pose>", ""))
     with pytest.raises(DatasetError, match=r"one\.xml"):
         build_evaluator(cfg, name, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        {"size": [100, 100], "counts": [100, 50, 20]},  # never ends
+        {"size": [100, 100], "counts": [100, 50, 2_000_000]},
+        {"size": [100, 100], "counts": "zzzz~~~~zzzz"},  # never ends
+        [[10, 10, 40, 10, 40, 40, 10, None]],  # takes 20 GB
+        [[10, 10, 40, 10, 40, 40, 10, 1e9]],
+        [["10", "10", "40", "10", "40", "40", "x", "40"]],
+        [[1, 2, 3, 4]],
+    ],
+)
+def test_pycocotools_is_handed_masks_only_that_were_checked(
+    cfg: CfgNode, name: str, tmp_path: Path, mask: Any, caplog: Any
+) -> None:
+    """Of a data set that Detectron2 reads by itself."""
+    box = [10.0, 10.0, 40.0, 40.0]
+    register_json(name, tmp_path, {1: [(box, 0)]}, segmentation=[[10.0, 10.0, 40.0, 10.0, 40.0, 40.0, 10.0, 40.0]])
+    content = json.loads((tmp_path / "truth.json").read_text())
+    content["annotations"].append({**content["annotations"][0], "id": 2, "segmentation": mask, "area": -1})
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    cfg.MODEL.MASK_ON = True
+    evaluator = build_evaluator(cfg, name, str(tmp_path))
+    assert "1 masks that are neither polygons" in caplog.text
+    assert "1 areas that do not fit the box" in caplog.text
+    found = instances([(box, 0.9, 0)])
+    found.pred_masks = torch.zeros(1, 100, 100, dtype=torch.bool)
+    found.pred_masks[:, 10:40, 10:40] = True
+    evaluator.reset()
+    evaluator.process([{"image_id": 1}], [{"instances": found}])
+    with contextlib.redirect_stdout(io.StringIO()):
+        values = metrics(evaluator.evaluate())
+    # One of two objects, since an object without a mask is still one.
+    assert values["AP50"] == values["mask_AP50"] == pytest.approx(51 / 101)
+
+
+def test_objects_without_key_points_are_evaluated_beside_those_with(cfg: CfgNode, name: str, tmp_path: Path) -> None:
+    box = [10.0, 10.0, 40.0, 40.0]
+    register_json(name, tmp_path, {1: [(box, 0), ([50.0, 50.0, 90.0, 90.0], 0)]})
+    content = json.loads((tmp_path / "truth.json").read_text())
+    content["annotations"][0]["keypoints"] = [20, 20, 2, 30, 30, 2]
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    cfg.MODEL.MASK_ON = cfg.MODEL.KEYPOINT_ON = True
+    cfg.TEST.KEYPOINT_OKS_SIGMAS = [0.05, 0.05]
+    MetadataCatalog.get(name).keypoint_names = ["left", "right"]
+    evaluator = build_evaluator(cfg, name, str(tmp_path))
+    evaluator._tasks = ("bbox", "keypoints")
+    found = instances([(box, 0.9, 0)])
+    found.pred_keypoints = torch.tensor([[[20.5, 20.5, 1.0], [30.5, 30.5, 1.0]]])
+    evaluator.reset()
+    evaluator.process([{"image_id": 1}], [{"instances": found}])
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert evaluator.evaluate()["keypoints"]["AP"] == pytest.approx(100)
+
+
+def test_data_of_which_no_object_counts_are_told_loudly(cfg: CfgNode, name: str, tmp_path: Path, caplog: Any) -> None:
+    register_json(name, tmp_path, {1: [([10.0, 10.0, 40.0, 40.0], 0)]}, iscrowd=1)
+    build_evaluator(cfg, name, str(tmp_path))
+    assert "no object of the test data counts (of 1, all are iscrowd or difficult)" in caplog.text

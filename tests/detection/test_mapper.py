@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
+from detectron2.data import transforms as T
+from PIL import Image
 
-from ode_detect.detection.mapper import Mapper, ScaleJitter
+from ode_detect.detection.mapper import Mapper, ResizeShortestEdge, ScaleJitter
 from ode_detect.media.errors import DatasetError
 
 
@@ -131,3 +133,24 @@ def test_a_test_example_is_the_whole_picture(cfg: CfgNode) -> None:
     assert example["image"].shape == (3, 40, 48)
     assert (example["height"], example["width"]) == (80, 96)
     assert "annotations" not in example
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 4000), (4000, 1)])
+@pytest.mark.parametrize("is_train", [False, True])
+def test_a_strip_keeps_a_pixel(height: int, width: int, is_train: bool, cfg: CfgNode, tmp_path: Path) -> None:
+    Image.fromarray(np.full((height, width, 3), 90, np.uint8)).save(tmp_path / "strip.png")
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 64, 128
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (64,), 128
+    cfg.INPUT.SCALE_JITTER, cfg.INPUT.CROP.ENABLED, cfg.INPUT.ANY_ORIENTATION = [], False, False
+    record = {"file_name": str(tmp_path / "strip.png"), "height": height, "width": width, "annotations": []}
+    shape = Mapper(cfg, is_train=is_train)(record)["image"].shape
+    assert tuple(shape) == ((3, 1, 128) if height == 1 else (3, 128, 1))
+
+
+def test_other_pictures_are_resized_as_detectron2_does() -> None:
+    picture = np.zeros((60, 80, 3), np.uint8)
+    for size, largest in ((30, 1000), (120, 100), (0, 100)):
+        ours = ResizeShortestEdge((size, size), largest).get_transform(picture)
+        theirs = T.ResizeShortestEdge((size, size), largest).get_transform(picture)
+        assert type(ours) is type(theirs)
+        assert vars(ours) == vars(theirs)

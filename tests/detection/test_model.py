@@ -233,12 +233,15 @@ def test_masks_of_a_data_set_are_learnt_and_predicted(name: str, squares: Path, 
 def test_a_conversion_is_lossless_and_comes_back(name: str, last: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     twin = like_trained(build_network(config(name, "MODEL.ODE.ROLE", "twin")))
-    torch.save({"model": twin.state_dict()}, tmp_path / "twin.pth")
+    categories = [{"id": i, "name": name} for i, name in enumerate(("cat", "dog", "horse"), 1)]
+    torch.save({"model": twin.state_dict(), "categories": categories}, tmp_path / "twin.pth")
     certificate = convert_for_config(str(tmp_path / "twin.pth"), config(name), tmp_path / "ode")
     assert certificate.lossless
     assert certificate.runs[-1].flow == f"{last}.1.flow"
     assert certificate.runs[-1].blocks == (f"{last}.1", f"{last}.2")
     file = restore_for_config(tmp_path / "ode" / "ode_model.pth", config(name), tmp_path / "back")
+    assert torch.load(tmp_path / "ode" / "ode_model.pth", weights_only=True)["categories"] == categories
+    assert torch.load(file, weights_only=True)["categories"] == categories
     back = torch.load(file, weights_only=True)["model"]
     assert set(back) == set(twin.state_dict())
     assert all(torch.equal(back[n], t) for n, t in twin.state_dict().items())

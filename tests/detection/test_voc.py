@@ -239,3 +239,23 @@ def test_the_raw_bccd_annotations_are_read_as_detectron2_reads_them() -> None:
         # A box of Detectron2 that is 1 pixel wide and high is one of the two without area.
         wanted = [a["bbox"] for a in other["annotations"] if a["bbox"][2] - a["bbox"][0] > 1]
         assert boxes == wanted
+
+
+@pytest.mark.parametrize(("mark", "crowd"), [("1", 1), ("True", 1), ("0", 0), ("", 0), ("Unspecified", 0)])
+def test_difficult_is_one_or_true(tmp_path: Path, mark: str, crowd: int) -> None:
+    write(tmp_path, "a", OBJECT.format("dog", f"<difficult>{mark}</difficult>", 1, 1, 30, 30))
+    content, _ = read_voc(tmp_path / "xml", tmp_path / "images")
+    assert content["annotations"][0]["iscrowd"] == crowd
+
+
+@pytest.mark.parametrize(("whole", "form"), [(1, "shares of the picture"), (100, "percentages")])
+def test_boxes_that_are_no_pixels_are_told(tmp_path: Path, whole: int, form: str) -> None:
+    for i in range(8):
+        shares = (0.1 + i / 20, 0.2, 0.9, 0.5 + i / 20)
+        large = "<size><width>1000</width><height>1000</height></size>"
+        write(tmp_path, str(i), OBJECT.format("dog", "", *(whole * share for share in shares)), size=large)
+    content, _ = read_voc(tmp_path / "xml", tmp_path / "images")
+    after, (problem,) = repair(content, tmp_path / "images")
+    assert problem.rule.endswith(f"probably {form}")
+    assert problem.done.startswith("kept; multiply x and width by the picture's width")
+    assert len(problem.where) == len(after["annotations"]) == 8

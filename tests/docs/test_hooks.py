@@ -51,7 +51,9 @@ def test_results_that_no_page_names_are_added(hooks: ModuleType, config: MkDocsC
 
 
 def test_the_config_keys_come_from_the_code(hooks: ModuleType, config: MkDocsConfig) -> None:
-    filled = hooks.on_page_markdown("<!-- config keys -->", config=config)
+    filled = hooks.on_page_markdown("<!-- config keys --><!-- unused keys -->", config=config)
+    assert "| `TEST.PRECISE_BN.ENABLED` | statistics" in filled
+    assert "float, in `[0, 1]`, default `0.5`" in filled
     assert "### `MODEL.ODE.METHOD`" in filled
 
 
@@ -77,6 +79,6 @@ def test_the_table_of_configs_is_made_from_their_headers(hooks: ModuleType, tmp_
     )
     table = hooks.configs(tmp_path)
     assert table.splitlines()[2:] == ["| `one.yaml` | A network of 1.5 M parameters, small | AP50 of 0.3 \\| more |"]
-    config.write_text("# A network.\nTASK: x\n")
-    with pytest.raises(ValueError, match=r"one\.yaml has no paragraph"):
-        hooks.configs(tmp_path)
+    for text in (b"TASK: x\n", b"# My network.\nTASK: x\n", b"# \xe9t\xe9\n", b""):  # a user's own
+        (tmp_path / "configs" / "mine.yaml").write_bytes(text)
+        assert hooks.configs(tmp_path) == table

@@ -237,6 +237,17 @@ def test_the_task_finishes_what_is_written_and_not_again(squares_run: Overrides)
 
 
 def test_a_decay_out_of_range_is_a_mistake_in_the_config(squares_run: Overrides) -> None:
-    run = open_run(squares_run("wrong", "SOLVER.EMA_DECAY", "1.5"))
-    with pytest.raises(ConfigError, match="EMA_DECAY"):
-        Trainer(run.cfg, run.task, lambda model: {})
+    with pytest.raises(ConfigError, match=r"^SOLVER\.EMA_DECAY is a number in \[0, 1\), and it is 1\.5"):
+        open_run(squares_run("wrong", "SOLVER.EMA_DECAY", "1.5"))
+
+
+def test_a_run_that_goes_on_without_an_average_has_the_weights_that_were_trained(squares_run: Overrides) -> None:
+    short = ["TEST.EVAL_PERIOD", "0", "SOLVER.MAX_ITER"]
+    runs_of = {name: squares_run(name, *AVERAGED, *short) for name in ("ended", "with")}
+    for decay, name, last in (("0.7", "ended", "2"), ("0.0", "with", "2")):
+        trained(open_run([*runs_of[name], last, "SOLVER.EMA_DECAY", decay]), [])
+    for name in ("ended", "with"):
+        run = open_run([*runs_of[name], "4", "SOLVER.EMA_DECAY", "0.0"], resume=True)
+        trained(run, [], resume=True)
+    one, other = (Path(runs_of[n][runs_of[n].index("OUTPUT_DIR") + 1]) / "model_final.pth" for n in ("ended", "with"))
+    assert same(*(torch.load(file, weights_only=True)["model"] for file in (one, other)))

@@ -1,21 +1,24 @@
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torchvision
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import DefaultTrainer, hooks
 from detectron2.modeling import build_backbone, build_model
 from torch import nn
 
-import ode_detect.classification.model  # noqa: F401  registers the classifier
-from ode_detect.backbones import build_cifar_resnet
+from ode_detect.backbones import build_cifar_resnet, discrete_names
+from ode_detect.detection.data import register_datasets
 from ode_detect.engine.checkpoint import Checkpointer
 from ode_detect.engine.config import add_ode_config, load_config
 from ode_detect.engine.weights import CheckpointError
 
-from ..conftest import CIFAR_R20, ROOT, like_trained
+from ..conftest import CIFAR_R20, QUICKSTART, ROOT, SMALL_R50, like_trained
 
 PUBLISHED = ROOT.parent / "shared" / "data" / "weights" / "cifar10_resnets"
 
@@ -258,3 +261,65 @@ def test_the_best_checkpoint_is_not_what_a_run_goes_on_with(tmp_path: Path) -> N
     checkpointer.save("model_0000003", iteration=3)
     checkpointer.save("model_best", iteration=1)
     assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_0000003.pth")
+
+
+@pytest.mark.parametrize("content", [b"", b"model_00000", b"\xff\xfe\x00"])
+def test_a_broken_word_of_the_last_checkpoint_means_the_newest_one(
+    content: bytes, tmp_path: Path, said: pytest.LogCaptureFixture
+) -> None:
+    checkpointer = Checkpointer(nn.Linear(1, 1), str(tmp_path))
+    for iteration in (3, 5, 4):
+        checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+    checkpointer.save("model_best", iteration=9)
+    (tmp_path / "last_checkpoint").write_bytes(content)
+    assert checkpointer.resume() == 6
+    assert f"{tmp_path / 'last_checkpoint'} cannot be read" in said.text
+
+
+def test_a_broken_word_without_a_checkpoint_begins_anew(tmp_path: Path) -> None:
+    (tmp_path / "last_checkpoint").touch()
+    (tmp_path / "model_0000003.pth").write_bytes(b"half")
+    assert Checkpointer(nn.Linear(1, 1), str(tmp_path)).resume() == 0
+
+
+def test_a_checkpoint_that_is_cut_means_the_one_before(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
+    checkpointer = Checkpointer(nn.Linear(1, 1), str(tmp_path))
+    for iteration in (3, 5):
+        checkpointer.save(f"model_{iteration:07d}", iteration=iteration)
+    last = tmp_path / "model_0000005.pth"
+    last.write_bytes(last.read_bytes()[:-300])
+    assert checkpointer.resume() == 4
+    assert f"{last} cannot be read" in said.text
+
+
+def test_detectron2s_own_checkpointer_and_trainer_fill_the_flows(tmp_path: Path, squares: Path) -> None:
+    cfg = load_config(QUICKSTART, [word for pair in SMALL_R50.items() for word in pair])
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.ODE.STAGES = "build_ode_resnet_fpn_backbone", ["res3", "res4"]
+    cfg.MODEL.ODE.PIECES, cfg.MODEL.ODE.NORM, cfg.MODEL.RESNETS.NORM = "piecewise", "", "BN"
+    cfg.OUTPUT_DIR = str(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    twin = cfg.clone()
+    twin.MODEL.ODE.ROLE = "twin"
+    state = {name: value.numpy() for name, value in build_model(twin).state_dict().items()}
+    zoo = tmp_path / "model_final.pkl"
+    zoo.write_bytes(pickle.dumps({"model": state, "__author__": "Detectron2 Model Zoo"}))
+    model = build_model(cfg)
+    found = DetectionCheckpointer(model).load(str(zoo))
+    assert set(found) <= {"__author__", "matching_heuristics"}
+    filled = {name: value for name, value in model.state_dict().items() if ".flow." in name and "batches" not in name}
+    convolutions = [name for name in filled if re.search(r"conv\d\.weight$", name)]
+    assert len(convolutions) == 24, "3 in each of the 3 blocks of res3 and the 5 of res4"
+    names = discrete_names(list(model.state_dict()))
+    assert all(np.array_equal(value, state[names[name]]) for name, value in filled.items())
+
+    cfg.MODEL.WEIGHTS, cfg.DATALOADER.NUM_WORKERS = str(zoo), 0
+    images, annotations = str(squares / "images"), str(squares / "train.json")
+    cfg.DATASETS.CUSTOM = [{"NAME": "flows_filled", "IMAGES": images, "ANNOTATIONS": annotations}]
+    cfg.DATASETS.TRAIN = ("flows_filled",)
+    register_datasets(cfg)
+    trainer = DefaultTrainer(cfg)
+    trainer.resume_or_load(resume=False)
+    for writer in next(h for h in trainer._hooks if isinstance(h, hooks.PeriodicWriter))._writers:
+        writer.close()
+    trained = trainer.model.state_dict()
+    assert all(np.array_equal(trained[name], state[names[name]]) for name in filled)

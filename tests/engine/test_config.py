@@ -1,20 +1,19 @@
+import time
 from pathlib import Path
 
 import pytest
 from detectron2.config import CfgNode
 
-from ode_detect.engine.config import ConfigError, flat, load_config
+from ode_detect.engine.config import ConfigError, flat, load_config, read_config_file
 from ode_detect.engine.tasks import TASKS
 from ode_detect.engine.trainer import build_network
 from ode_detect.ode import Adaptive, FixedStep
 from ode_detect.ode.dial import flows_of
 
-ROOT = Path(__file__).resolve().parents[2]
-QUICKSTART = ROOT / "configs" / "quickstart.yaml"
-CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.yaml"))
+from ..conftest import QUICKSTART, ROOT, our_configs
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("path", our_configs(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_config_that_comes_with_the_project_loads(path: Path) -> None:
     assert load_config(path).TASK in TASKS
     assert path.read_text().startswith("#"), "a config states its claim in its header"
@@ -33,18 +32,23 @@ def write(folder: Path, text: str) -> Path:
         ("MODEL: {ODE: {METHO: euler}}", [], r"did you mean MODEL\.ODE\.METHOD\?"),
         ("SOLVER: {BASE_LRR: 1.0}", [], r"did you mean SOLVER\.BASE_LR\?"),
         ("MODEL: {}", ["MODEL.ODE.STEP", "3"], r"command line; did you mean MODEL\.ODE\.STEPS\?"),
+        ("SOLVER: {LR: 0.1}", [], r"unknown key SOLVER\.LR in .*; did you mean SOLVER\.BASE_LR\?"),
+        ("SOLVER: {ITER: 10}", [], r"did you mean SOLVER\.MAX_ITER\?"),
+        ("SOLVER: {BATCH_SIZE: 10}", [], r"did you mean SOLVER\.IMS_PER_BATCH\?"),
+        ("SOLVER: {DAIL: {STEPS: [1]}}", [], r"did you mean SOLVER\.DIAL\?"),
+        ("MODEL: {}", ["MODL.ODE.STEPS", "3"], r"did you mean MODEL\.ODE\.STEPS\?"),
         ("MODEL: {}", ["MODEL.ODE.STEPS"], "has no value"),
         ("MODEL: {}", ["MODEL.ODE.STEPS", "many"], "STEPS"),
         ("MODEL: {ODE: {STEPS: [1]}}", [], "STEPS"),
         ("MODEL: [", [], "not a yaml file"),
         ("just words", [], "holds no keys"),
         ("_BASE_: nowhere.yaml", [], "which is not there"),
-        ("TEST: {SCORE_THRESHOLD: 1.5}", [], r"lie in \[0, 1\], and it is 1\.5"),
-        ("MODEL: {}", ["TEST.SCORE_THRESHOLD", "-0.1"], r"lie in \[0, 1\]"),
-        ("TEST: {SCORE_THRESHOLD: .nan}", [], r"lie in \[0, 1\]"),
-        ("TEST: {BATCH: 0}", [], r"TEST\.BATCH counts pictures, 1 or more, and it is 0"),
-        ("INPUT: {CENTER_SHARE: 0.0}", [], r"CENTER_SHARE is a share in \(0, 1\], and it is 0"),
-        ("INPUT: {SIDE: -1}", [], r"INPUT\.SIDE is a side in pixels, 0 or more, and it is -1"),
+        ("TEST: {SCORE_THRESHOLD: 1.5}", [], r"TEST\.SCORE_THRESHOLD is a number in \[0, 1\], and it is 1\.5"),
+        ("MODEL: {}", ["TEST.SCORE_THRESHOLD", "-0.1"], r"a number in \[0, 1\], and it is -0\.1"),
+        ("TEST: {SCORE_THRESHOLD: .nan}", [], r"a number in \[0, 1\], and it is nan"),
+        ("TEST: {BATCH: 0}", [], r"TEST\.BATCH is a number in \[1, 1000000\], and it is 0; its default is 250"),
+        ("INPUT: {CENTER_SHARE: 0.0}", [], r"CENTER_SHARE is a number in \(0, 1\], and it is 0"),
+        ("INPUT: {SIDE: -1}", [], r"INPUT\.SIDE is a number in \[0, 100000\], and it is -1"),
     ],
 )
 def test_a_config_that_cannot_be_used_says_why(tmp_path: Path, text: str, overrides: list[str], message: str) -> None:
@@ -127,10 +131,125 @@ def test_a_flow_is_named_once_and_by_a_network_that_has_it() -> None:
 
 
 def test_fewer_than_no_steps_are_refused() -> None:
-    with pytest.raises(ConfigError, match="STEPS must be an integer of 1 or more, or 0"):
-        build_network(load_config(QUICKSTART, ["MODEL.ODE.STEPS", "-1"]))
+    with pytest.raises(ConfigError, match=r"MODEL\.ODE\.STEPS is a number in \[0, 100000\], and it is -1"):
+        load_config(QUICKSTART, ["MODEL.ODE.STEPS", "-1"])
 
 
 def test_a_config_is_flat_with_dots_and_lists() -> None:
     node = CfgNode({"A": {"B": {"C": (1, (2, 3))}, "D": "x"}, "E": []})
     assert flat(node) == {"A.B.C": [1, [2, 3]], "A.D": "x", "E": []}
+
+
+UNSAFE = "SEED: !!python/object/apply:builtins.print ['code was run']"
+
+
+def test_no_config_runs_code(tmp_path: Path, capsys) -> None:
+    (tmp_path / "base.yaml").write_text(UNSAFE)
+    for text in (UNSAFE, "_BASE_: base.yaml", "_BASE_: [base.yaml]"):
+        for read in (load_config, read_config_file):
+            with pytest.raises(ConfigError, match="python/object/apply"):
+                read(write(tmp_path, text))
+    assert "code was run" not in capsys.readouterr().out
+
+
+def test_no_address_is_followed_whatever_lies_beside_the_config(tmp_path: Path, monkeypatch) -> None:
+    def download(*_: object, **__: object) -> None:
+        raise AssertionError("an address was followed")
+
+    monkeypatch.setattr("iopath.common.file_io.HTTPURLHandler._get_local_path", download)
+    monkeypatch.setattr("iopath.common.file_io.HTTPURLHandler._open", download)
+    decoy = tmp_path / "http:" / "localhost"
+    decoy.mkdir(parents=True)
+    (decoy / "x.yaml").write_text("SEED: 3")
+    for base in ("http://localhost/x.yaml", "detectron2://x.yaml", "~/x.yaml", "[[a]]", "{a: b}", "7"):
+        for text in (f"_BASE_: {base}", f"_BASE_: [{base}]"):
+            with pytest.raises(ConfigError, match=r"names files of this machine|which is not there"):
+                load_config(write(tmp_path, text))
+    monkeypatch.chdir(tmp_path)
+    # pathlib makes one slash of two: this is the file beside, read as a file.
+    assert load_config("http://localhost/x.yaml").SEED == 3
+
+
+def test_bases_that_lead_back_or_fan_out_are_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"config\.yaml builds on itself"):
+        load_config(write(tmp_path, "_BASE_: config.yaml"))
+    (tmp_path / "other.yaml").write_text("_BASE_: ./config.yaml")
+    with pytest.raises(ConfigError, match="builds on itself"):
+        load_config(write(tmp_path, "_BASE_: other.yaml"))
+    for i in range(26):
+        (tmp_path / f"{i}.yaml").write_text(f"_BASE_: [{i + 1}.yaml, {i + 1}.yaml]")
+    (tmp_path / "26.yaml").write_text("SEED: 1")
+    for i in range(2000):
+        (tmp_path / f"chain{i}.yaml").write_text(f"_BASE_: chain{i + 1}.yaml")
+    began = time.perf_counter()
+    for name in ("0.yaml", "chain0.yaml"):
+        with pytest.raises(ConfigError, match="is one of more than 100"):
+            load_config(tmp_path / name)
+    assert time.perf_counter() - began < 2
+
+
+def test_a_base_may_be_named_twice(tmp_path: Path) -> None:
+    (tmp_path / "root.yaml").write_text("SEED: 1\nSOLVER: {MAX_ITER: 5}")
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.yaml").write_text(f"_BASE_: root.yaml\nOUTPUT_DIR: {name}")
+    cfg = load_config(write(tmp_path, "_BASE_: [a.yaml, b.yaml]\nSEED: 2"))
+    assert (cfg.SEED, cfg.SOLVER.MAX_ITER, cfg.OUTPUT_DIR) == (2, 5, "b")
+
+
+BOMB = "".join(f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 10)}]\n" for i in range(9))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("SEED: " + "[" * 100_000, "inside one another"),
+        ("SEED: " + "{a: " * 100_000, "inside one another"),
+        ("- " * 100_000, "inside one another"),
+        ("a0: &a0 [1]\n" + BOMB, "values"),
+        ("a0: &a0 {k: 1}\n" + BOMB.replace("[", "{<<: [").replace("]", "]}"), "values"),
+        ("a: &a [*a]", "stands for nothing"),
+        ("SEED: " + "9" * 900_000, "letters without quotes"),
+        ("SEED: " + "1:" * 400_000 + "1", "letters without quotes"),
+        ("SEED: !!int '" + "1:" * 400_000 + "1'", "letters without quotes"),
+        ("SEED: 0x" + "f" * 900_000, "letters without quotes"),
+        ("SOLVER: {BASE_LR: " + "1:" * 450 + "1.5}", "cannot|can be read"),
+        ("SEED: 2001-99-99", "cannot|can be read"),
+        ("SEED: '" + "-" * 200_000 + "1'", "type of the default"),
+        ("SEED: '" + "1" + "+1" * 200_000 + "'", "type of the default"),
+        ("SEED: '{[]: 1}'", "type of the default"),
+        ("#" * 2_000_000, "has at most 1048576 bytes"),
+        ("SEED: 1\nMODEL: 3", "MODEL is a section"),
+        ("MODEL: {RPN: }", "MODEL.RPN is a section, and .* the value None"),
+        ("VERSION: 1", "has VERSION 1"),
+        ("SEED: \x00", "can be read"),
+    ],
+    ids=range(20),
+)
+def test_a_config_that_is_a_trap_is_an_error_within_a_second(text: str, message: str, tmp_path: Path) -> None:
+    path = write(tmp_path, text)
+    began = time.perf_counter()
+    with pytest.raises(ConfigError, match=message) as error:
+        load_config(path)
+    assert time.perf_counter() - began < 2  # on a busy machine
+    assert len(str(error.value)) < 2000
+
+
+def test_aliases_of_yaml_are_independent_of_one_another(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("MODEL: {RPN: &x {NMS_THRESH: 0.5}}\n")
+    base = "_BASE_: base.yaml\nMODEL: {RPN: {NMS_THRESH: 0.6}}"
+    assert load_config(write(tmp_path, base)).MODEL.RPN.NMS_THRESH == 0.6
+    (tmp_path / "base.yaml").write_text("MODEL: {FPN: &x {NORM: GN}, ROI_BOX_HEAD: *x}\n")
+    cfg = load_config(write(tmp_path, "_BASE_: base.yaml\nMODEL: {FPN: {NORM: LN}}"))
+    assert (cfg.MODEL.FPN.NORM, cfg.MODEL.ROI_BOX_HEAD.NORM) == ("LN", "GN")
+
+
+def test_a_value_in_a_base_takes_no_keys(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("MODEL: 3")
+    with pytest.raises(ConfigError, match=r"has keys for MODEL, which is a value in its base"):
+        read_config_file(write(tmp_path, "_BASE_: base.yaml\nMODEL: {DEVICE: cpu}"))
+
+
+def test_a_config_in_utf_16_or_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        (tmp_path / "config.yaml").write_text("OUTPUT_DIR: köln", encoding=encoding)
+        assert load_config(tmp_path / "config.yaml").OUTPUT_DIR == "köln"

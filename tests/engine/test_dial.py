@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from detectron2.layers import FrozenBatchNorm2d
 
 from ode_detect.detection.data import DatasetError
 from ode_detect.engine import dial as dials
@@ -100,6 +101,9 @@ def test_what_is_known_is_not_evaluated_again_and_stays(
 
 def test_the_network_is_left_as_it_was(trained: list[str], tmp_path: Path) -> None:
     dial = open_dial(trained, tmp_path)
+    # Given a state without its statistics, it takes 0 and 1.
+    dial.model.frozen = FrozenBatchNorm2d(2)
+    dial.model.frozen.running_mean.fill_(3.0)
     before = {name: value.clone() for name, value in dial.model.state_dict().items()}
     solvers = [block.solver for block in flows_of(dial.model).values()]
     setting = dial.settings([1], ["euler"])[1]
@@ -128,6 +132,7 @@ def test_a_choice_is_a_config_that_gives_the_same_numbers(swept: tuple[Path, Res
     trained_weights = str(Path(load_config(QUICKSTART, trained).OUTPUT_DIR) / "model_final.pth")
     expected = trained_weights if row.name == "euler_2" else str(folder / f"{row.name}.pth")
     assert expected == cfg.MODEL.WEIGHTS
+    assert torch.load(expected, weights_only=True)["categories"] == [{"id": 1, "name": "square"}]
     run = runs.open_run(cfg, command="x", config_file=str(choice.path), resume=False, evaluating=True)
     (evaluated,) = runs.evaluate_only(run).rows
     assert evaluated.metrics == row.metrics

@@ -5,8 +5,15 @@ import torch
 from detectron2.config import get_cfg
 from torch import nn
 
+from ode_detect.engine.checkpoint import CheckpointError
 from ode_detect.engine.config import add_ode_config
-from ode_detect.engine.optimizer import build_optimizer, build_scheduler, check_warmup
+from ode_detect.engine.optimizer import (
+    build_optimizer,
+    build_scheduler,
+    check_warmup,
+    optimizer_state,
+    parameter_names,
+)
 from ode_detect.ode.names import UnknownNameError
 
 
@@ -68,6 +75,26 @@ def test_detectron2s_schedules_are_there() -> None:
 def test_an_unknown_schedule_tells_those_that_exist() -> None:
     with pytest.raises(UnknownNameError, match=r"SOLVER.LR_SCHEDULER_NAME.*OneCycleLR"):
         rates(3, LR_SCHEDULER_NAME="OneCycle")
+
+
+def test_the_state_of_a_parameter_finds_it_in_other_groups() -> None:
+    cfg = get_cfg()
+    add_ode_config(cfg)
+    model = nn.Sequential(nn.Linear(2, 2), nn.GroupNorm(1, 2), nn.Linear(2, 2))
+    before = build_optimizer(cfg, model)
+    for number, parameter in enumerate(model.parameters()):
+        parameter.grad = torch.full_like(parameter, 1.0 + number)
+    before.step()
+    momentum = {name: before.state[p]["momentum_buffer"].clone() for name, p in model.named_parameters()}
+    saved, names = before.state_dict(), parameter_names(before, model)
+    cfg.SOLVER.merge_from_list(["BIAS_LR_FACTOR", 3.0, "MOMENTUM", 0.4])
+    after = build_optimizer(cfg, model)
+    assert parameter_names(after, model) != names
+    after.load_state_dict(optimizer_state(after, saved, parameter_names(after, model), names))
+    assert all(torch.equal(after.state[p]["momentum_buffer"], momentum[name]) for name, p in model.named_parameters())
+    assert {(g["momentum"], g["lr"]) for g in after.param_groups} == {(0.4, 0.001), (0.4, 0.003)}
+    with pytest.raises(CheckpointError, match="earlier version"):
+        optimizer_state(after, saved, parameter_names(after, model), None)
 
 
 def test_a_run_that_is_warm_up_for_the_most_part_is_told() -> None:

@@ -75,6 +75,8 @@ def test_a_config_that_was_written_gives_the_row_again(fewer: tuple[Path, Result
     (row,) = [row for row in results.rows if row.name == name]
     assert again.metrics == row.metrics
     assert again.cost["parameters"] == row.cost["parameters"]
+    names = [one["name"] for one in torch.load(folder / f"{name}.pth", weights_only=True)["categories"]]
+    assert names == ["level", "upright"]
 
 
 def test_distillation_changes_the_weights(fewer: tuple[Path, Results]) -> None:
@@ -147,7 +149,9 @@ def test_a_network_grows_and_is_held_against_one_that_was_whole_from_the_start(s
     stages = [Results.read(tmp_path / "grown" / f"pieces_{count}" / "results.json").rows[0] for count in (1, 2)]
     minutes = sum(stage.cost["train_minutes"] for stage in stages)
     assert results.rows[0].cost["train_minutes"] == pytest.approx(minutes, abs=0.01)
-    start = torch.load(tmp_path / "grown" / "pieces_2_start.pth", weights_only=True)["model"]
+    content = torch.load(tmp_path / "grown" / "pieces_2_start.pth", weights_only=True)
+    assert [one["name"] for one in content["categories"]] == ["level", "upright"]
+    start = content["model"]
     final = torch.load(tmp_path / "grown" / "pieces_1" / "model_final.pth", weights_only=True)["model"]
     conv = "backbone.s1.0.flow.field.pieces.{}.conv1.weight"
     assert torch.equal(start[conv.format(1)], final[conv.format(0)])

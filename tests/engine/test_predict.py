@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -18,12 +19,12 @@ from pycocotools.coco import COCO
 from ode_detect.engine import predict as predicting
 from ode_detect.engine.checkpoint import Checkpointer
 from ode_detect.engine.config import ConfigError, load_config
-from ode_detect.engine.predict import Summary, drawn_path, predict, read_ahead, same_size_batches
+from ode_detect.engine.predict import Summary, predict, read_ahead, same_size_batches
 from ode_detect.engine.run import Run, evaluate
 from ode_detect.engine.tasks import detection as tasks
 from ode_detect.engine.tasks import get_task
 from ode_detect.engine.trainer import Trainer, build_network
-from ode_detect.media import Input, VideoReader, VideoWriter
+from ode_detect.media import VideoReader, VideoWriter
 from ode_detect.media.errors import DatasetError
 
 from ..conftest import QUICKSTART, overrides_for
@@ -254,12 +255,90 @@ def test_output_in_the_input_folder_is_not_predicted_on(weights: str, pictures: 
         assert predict(a_run(output), [str(pictures)], weights=weights).done == 2
 
 
-def test_what_is_made_of_an_input_goes_to_a_place_of_its_own() -> None:
-    names = {"1.jpg": "1.jpg", "a/1.JPG": "a/1.JPG", "1.tif": "1.tif.jpg", "1.gif": "1.gif.jpg", "1.webp": "1.webp"}
-    for name, expected in names.items():
-        assert drawn_path(Path("out"), Input(Path(name), Path(name), False)) == Path("out/drawn", expected)
-    for name, expected in {"1.mp4": "1.mp4", "1.avi": "1.avi.mp4"}.items():
-        assert drawn_path(Path("out"), Input(Path(name), Path(name), True)) == Path("out/drawn", expected)
+def test_inputs_are_never_overwritten(weights: str, pictures: Path, tmp_path: Path, monkeypatch) -> None:
+    rng = np.random.default_rng(5)
+    work = tmp_path / "a" / "b"
+    work.mkdir(parents=True)
+    for folder in (tmp_path, work):
+        cv2.imwrite(str(folder / "x.png"), rng.integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.png")}
+    monkeypatch.chdir(work)
+    # As it was written from "..", the drawing of the first was the second.
+    summary = predict(a_run(work / "out"), ["../../x.png", "x.png"], weights=weights)
+    assert summary.done == 2
+    assert {path: path.read_bytes() for path in before} == before
+    told = content(work / "out")["images"]
+    assert [entry["file_name"] for entry in told] == ["x.png", "a/b/x.png"]
+    assert [entry["drawn"] for entry in told] == ["drawn/x.png", "drawn/a/b/x.png"]
+    with pytest.raises(ConfigError, match=r"drawn/x\.png would be written, and is what is read"):
+        predict(a_run(work / "out"), [str(work / "out" / "drawn" / "x.png")], weights=weights)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "drawn").symlink_to(pictures)
+    with pytest.raises(ConfigError, match=r"drawn leads to .*in\. Remove that link"):
+        predict(a_run(tmp_path / "other"), [str(tmp_path / "x.png")], weights=weights)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_name_or_a_shape_that_nothing_can_hold_costs_no_other_input(
+    batch: int, weights: str, pictures: Path, tmp_path: Path
+) -> None:
+    long = "l" * 250 + ".png"
+    (pictures / "1.png").rename(pictures / "caf\udce9.png")
+    (pictures / "2.png").rename(pictures / long)
+    (pictures / "3.png").rename(pictures / "k\u00f6ln.png")
+    grey = np.full((1, 4000, 3), 90, np.uint8)
+    cv2.imwrite(str(pictures / "strip.png"), grey)
+    cv2.imwrite(str(pictures / "wide.png"), np.full((2, 66_000, 3), 90, np.uint8))
+    (pictures / "wide.png").rename(pictures / "wide.jpg")
+    predict(a_run(tmp_path / "out"), [str(pictures)], weights=weights, batch=batch)
+    text = (tmp_path / "out" / "predictions.json").read_text(encoding="utf-8")
+    assert "caf\\udce9.png" in text
+    assert "k\u00f6ln.png" in text
+    told = {entry["file_name"]: entry for entry in json.loads(text)["images"]}
+    assert len(told) == 10
+    assert json.loads(text)["failed"] == []
+    for name in ("caf\udce9.png", long, "k\u00f6ln.png", "strip.png", "wide.jpg"):
+        assert (tmp_path / "out" / told[name]["drawn"]).is_file()
+    assert told["wide.jpg"]["drawn"] == "drawn/wide.jpg.png"
+    assert cv2.imread(str(tmp_path / "out" / "drawn" / "wide.jpg.png")).shape == (2, 66_000, 3)
+    assert len({entry["drawn"] for entry in told.values()}) == 10
+
+
+def test_what_cannot_be_drawn_is_predicted_all_the_same(
+    weights: str, pictures: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    def draw(image: np.ndarray, **_: object) -> np.ndarray:
+        if image.shape[:2] == (64, 96):
+            raise MemoryError("no room")
+        return image
+
+    expected = content_of(weights, pictures, tmp_path / "all")
+    with monkeypatch.context() as patch:
+        patch.setattr(tasks, "draw_detections", draw)
+        summary = predict(a_run(tmp_path / "out"), [str(pictures)], weights=weights)
+    assert (summary.done, len(summary.failed)) == (8, 5)
+    told = content(tmp_path / "out")
+    assert_same_annotations(told["annotations"], expected["annotations"])
+    assert sum("drawn" in entry for entry in told["images"]) == 3
+    assert "is not drawn (no room)" in capsys.readouterr().err
+
+
+def content_of(weights: str, pictures: Path, output: Path) -> dict:
+    predict(a_run(output), [str(pictures)], weights=weights)
+    return content(output)
+
+
+def test_a_full_disk_stops_the_command_which_then_goes_on(
+    weights: str, pictures: Path, tmp_path: Path, monkeypatch
+) -> None:
+    def full(path: Path, *_: object) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predicting, "write_picture", full)
+        with pytest.raises(OSError, match="No space left"):
+            predict(a_run(tmp_path / "out"), [str(pictures)], weights=weights)
+    assert predict(a_run(tmp_path / "out"), [str(pictures)], weights=weights).done == 8
 
 
 def test_a_video_is_drawn_and_told_frame_by_frame(weights: str, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from ode_detect.detection.optimize import optimize_detector
 from ode_detect.engine import run as runs
 from ode_detect.engine.config import ConfigError, load_config
+from ode_detect.engine.tasks import TASKS
 from ode_detect.report.results import Results
 
 from ..conftest import QUICKSTART
@@ -82,3 +83,14 @@ def test_a_row_is_named_by_config_and_role(
     config_file: str, role: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert reported(tmp_path, monkeypatch, config_file, role).rows[0].name == name
+
+
+@pytest.mark.parametrize(("task", "message"), [("detection", "this is a Identity"), ("classification", "not merged")])
+def test_a_model_whose_predictions_cannot_be_merged_is_a_mistake_of_the_config(task: str, message: str) -> None:
+    cfg = load_config(QUICKSTART, ["TEST.AUG.ENABLED", "True", "TASK", task])
+    run = SimpleNamespace(cfg=cfg, task=TASKS[task])
+    with pytest.raises(ConfigError, match=rf"TEST\.AUG\.ENABLED: .*{message}"):
+        runs.tested(run, nn.Identity())
+    model = nn.Identity()
+    cfg.TEST.AUG.ENABLED = False
+    assert runs.tested(run, model) is model

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from detectron2.data.samplers import RepeatFactorTrainingSampler
 
 from ode_detect.engine import stream
 from ode_detect.engine.stream import BatchStream, build_stream, random_state_kept
@@ -35,6 +36,18 @@ def test_grouped_batches_are_alike() -> None:
     wide = [True, False, True, False, True]
     for batch in first(BatchStream(size=5, batch=2, seed=3, wide=wide), 10):
         assert len({wide[index] for index, _ in batch}) == 1
+
+
+@pytest.mark.parametrize("wide", [None, [True, False, True, True, False, True, False]])
+def test_pictures_of_rare_classes_come_as_often_as_detectron2_says(wide: list[bool] | None) -> None:
+    repeats = torch.tensor([1.0, 2.5, 1.0, 1.2, 3.0, 1.0, 1.0])
+    whole = first(BatchStream(size=7, batch=3, seed=1, repeats=repeats, wide=wide), 400)
+    assert first(BatchStream(size=7, batch=3, seed=1, repeats=repeats, wide=wide, start=123), 277) == whole[123:]
+    counts = torch.bincount(torch.tensor([index for batch in whole for index, _ in batch]), minlength=7)
+    torch.testing.assert_close(counts / counts[0], repeats, atol=0.15, rtol=0)
+    if wide is None:
+        theirs = RepeatFactorTrainingSampler(repeats, seed=1)
+        assert [index for batch in whole for index, _ in batch] == list(itertools.islice(theirs, 1200))
 
 
 def test_processes_share_each_batch() -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from detectron2.engine import HookBase
 
 from ode_detect.engine import run as runs
 from ode_detect.engine import trainer as trainers
+from ode_detect.engine.checkpoint import CheckpointError
 from ode_detect.engine.config import ConfigError, load_config
 from ode_detect.engine.trainer import Interrupted, Trainer, build_network
 from ode_detect.ode.block import flows_of
@@ -41,6 +43,14 @@ def same(a: object, b: object) -> bool:
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(same, a, b))
     return a == b
+
+
+def without_times(state: Any) -> Any:
+    if isinstance(state, float):
+        return repr(state)  # A score may be NaN, which is like no other.
+    if not isinstance(state, dict):
+        return [*map(without_times, state)] if isinstance(state, list | tuple) else state
+    return {key: without_times(value) for key, value in state.items() if key not in ("time", "data_time")}
 
 
 class At(HookBase):
@@ -102,7 +112,7 @@ def test_a_run_stopped_by_ctrl_c_and_resumed_is_the_uninterrupted_run(
     assert resumed["trainer"]["iteration"] == 5
     assert same(whole["model"], resumed["model"])
     for key in ("optimizer", "hooks"):
-        left, right = whole["trainer"][key], resumed["trainer"][key]
+        left, right = (without_times(content["trainer"][key]) for content in (whole, resumed))
         assert same(left, right), key
 
 
@@ -197,6 +207,89 @@ def test_bfloat16_autocast_trains_on_the_cpu(squares_run: Overrides) -> None:
     assert set(seen) == {torch.bfloat16}
     metrics = [json.loads(line) for line in (run.folder / "metrics.json").read_text().splitlines()]
     assert all(record["total_loss"] < 100 for record in metrics if "total_loss" in record)
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_a_resume_uses_the_rates_decay_and_momentum_that_the_config_now_says(
+    optimizer: str, squares_run: Overrides
+) -> None:
+    overrides = squares_run("rates", "SOLVER.OPTIMIZER", optimizer, "SOLVER.WARMUP_ITERS", "0", "TEST.EVAL_PERIOD", "0")
+    schedule = ["SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "SOLVER.STEPS", "()"]
+    runs.train(open_run([*overrides, *schedule, "SOLVER.MAX_ITER", "2"]), resume=False)
+    now = {"BASE_LR": "0.0004", "WEIGHT_DECAY": "0.002", "WEIGHT_DECAY_NORM": "0.003", "BIAS_LR_FACTOR": "2.0"}
+    words = [word for key, value in {**now, "MOMENTUM": "0.5"}.items() for word in (f"SOLVER.{key}", value)]
+    run = open_run([*overrides, *schedule, *words, "SOLVER.MAX_ITER", "4"], resume=True)
+    protocol = runs.train(run, resume=True).protocol
+    after = final(run)["trainer"]
+    records = read_metrics(run.folder / "metrics.json")
+    # The groups are others than before: biases now have a rate of their own.
+    assert [r["lr"] for r in records if "lr" in r] == [pytest.approx(0.001), pytest.approx(0.0004)]
+    momentum = 0.5 if optimizer == "SGD" else None
+    groups = {(g["lr"], g["weight_decay"], g.get("momentum")) for g in after["optimizer"]["param_groups"]}
+    assert groups == {(rate, decay, momentum) for rate in (0.0004, 0.0008) for decay in (0.002, 0.003)}
+    assert "SOLVER.BASE_LR: 0.001, now 0.0004" in protocol
+    state, names = after["optimizer"]["state"], after["parameters"]
+    # Each has its own momentum.
+    shapes = {names[n]: entry.shape for n, one in state.items() for entry in one.values() if entry.ndim}
+    assert len(shapes) > 50
+    assert all(shape == final(run)["model"][name].shape for name, shape in shapes.items())
+
+
+def test_a_run_goes_on_with_the_optimizer_that_it_began_with(squares_run: Overrides) -> None:
+    overrides = squares_run("kinds", "SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0")
+    runs.train(open_run([*overrides, "SOLVER.OPTIMIZER", "AdamW"]), resume=False)
+    other = open_run([*overrides, "SOLVER.OPTIMIZER", "SGD", "SOLVER.MAX_ITER", "4"], resume=True)
+    with pytest.raises(CheckpointError, match=r"AdamW, while SOLVER.OPTIMIZER is SGD. Set SOLVER.OPTIMIZER AdamW"):
+        runs.train(other, resume=True)
+
+
+def test_a_finished_run_that_goes_on_has_no_results_until_it_ends_again(
+    squares_run: Overrides, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = open_run(squares_run("longer", "SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0"))
+    runs.train(run, resume=False)
+    scores = [line for line in (run.folder / "metrics.json").read_text().splitlines() if "bbox/AP50" in line]
+    longer = open_run(squares_run("longer", "SOLVER.MAX_ITER", "4", "TEST.EVAL_PERIOD", "0"), resume=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            runs.train(longer, resume=True)
+    assert not (run.folder / "results.json").exists()
+    runs.train(longer, resume=True)
+    assert "4 iterations" in Results.read(run.folder / "results.json").protocol
+    again = [line for line in (run.folder / "metrics.json").read_text().splitlines() if "bbox/AP50" in line]
+    assert again[:-1] == scores
+    assert [json.loads(line)["iteration"] for line in again] == [2, 4]
+
+
+@pytest.mark.parametrize("file", ["environment.json", "config.yaml", "last_checkpoint", "results.json"])
+def test_a_record_that_is_cut_ends_no_run(file: str, squares_run: Overrides, said: pytest.LogCaptureFixture) -> None:
+    overrides = squares_run("cut", "SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0")
+    runs.train(open_run(overrides), resume=False)
+    folder = Path(overrides[overrides.index("OUTPUT_DIR") + 1])
+    before, records = Results.read(folder).rows, (folder / "metrics.json").read_text()
+    for content in ("", (folder / file).read_text()[:9]):
+        (folder / file).write_text(content)
+        if file in ("environment.json", "config.yaml"):
+            (folder / "results.json").unlink()  # killed while it was evaluated
+        said.clear()
+        assert runs.train(open_run(overrides, resume=True), resume=True).rows[0].metrics == before[0].metrics
+        assert file in said.text or file in (folder / "log.txt").read_text()
+    assert json.loads((folder / "environment.json").read_text())["command"] == "test"
+    assert without_times([json.loads(r) for r in records.splitlines()][-1]) == without_times(
+        json.loads((folder / "metrics.json").read_text().splitlines()[-1])
+    )
+
+
+def test_checkpoints_that_are_superseded_do_not_outlive_a_stop(squares_run: Overrides) -> None:
+    overrides = squares_run("stops", "SOLVER.MAX_ITER", "8", "TEST.EVAL_PERIOD", "0")
+    for number, iteration in enumerate((2, 3, 6)):
+        run = open_run(overrides, resume=number > 0)
+        with pytest.raises(Interrupted):
+            train_until(run, iteration, lambda: os.kill(os.getpid(), signal.SIGINT), resume=number > 0)
+    runs.train(open_run(overrides, resume=True), resume=True)
+    found = sorted(path.name for path in run.folder.glob("model_*.pth"))
+    assert found == ["model_0000005.pth", "model_0000007.pth", "model_best.pth", "model_final.pth"]
 
 
 def test_a_seed_that_is_left_open_is_drawn_once_and_kept_by_a_resume(squares_run: Overrides) -> None:

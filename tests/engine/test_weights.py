@@ -12,9 +12,9 @@ from ode_detect.engine.checkpoint import Checkpointer
 from ode_detect.engine.convert import read_weights
 from ode_detect.engine.weights import (
     CheckpointError,
+    categories_in,
     explained,
     load_weights_only,
-    read_categories,
     unpickle_weights,
 )
 
@@ -100,7 +100,7 @@ def test_nothing_of_numpy_can_be_called_and_no_type_but_numbers_made(name: str, 
         # It is ignored: nothing here is an array.
         assert unpickle_weights(str(file))["model"]["weight"].numpy == np.float64
         return
-    for read in (read_weights, Checkpointer(nn.Linear(1, 1)).load_weights, read_categories):
+    for read in (read_weights, Checkpointer(nn.Linear(1, 1)).load_weights):
         with pytest.raises(CheckpointError, match=r"forged\.pkl cannot be read as weights"):
             read(str(file), **({"whole": False} if read.__name__ == "load_weights" else {}))
     assert "code was run" not in capsys.readouterr().out
@@ -135,8 +135,6 @@ def test_what_is_deep_inside_one_another_does_not_crash_the_interpreter(
         read_weights(file)
     with pytest.raises(CheckpointError, match="more than 100 deep"):
         Checkpointer(nn.Linear(1, 1)).load_weights(str(file), whole=False)
-    with pytest.raises(CheckpointError, match="more than 100 deep"):
-        read_categories(str(file))
 
 
 def test_a_long_list_is_not_a_deep_one(tmp_path: Path) -> None:
@@ -177,9 +175,8 @@ def test_the_classes_of_a_checkpoint_are_read(old: bool, tmp_path: Path) -> None
     categories = [{"id": 3, "name": "cat", "supercategory": "animal"}, {"id": 1, "name": "dog"}]
     file = tmp_path / "weights.pth"
     torch.save({"model": {}, "categories": categories}, file, _use_new_zipfile_serialization=not old)
-    assert read_categories(str(file)) == [{"id": 3, "name": "cat"}, {"id": 1, "name": "dog"}]
-    torch.save({"model": {}}, file)
-    assert read_categories(str(file)) == []
+    assert categories_in(load_weights_only(str(file)), "") == ({"id": 3, "name": "cat"}, {"id": 1, "name": "dog"})
+    assert categories_in({"model": {}}, "") == ()
 
 
 @pytest.mark.parametrize(
@@ -187,14 +184,15 @@ def test_the_classes_of_a_checkpoint_are_read(old: bool, tmp_path: Path) -> None
     [7, "cat", ["cat"], [{"id": "1", "name": "cat"}], [{"id": 1}], [{"id": 1, "name": 2}], {"id": 1, "name": "cat"}],
 )
 def test_classes_that_are_none_are_refused(categories: object, tmp_path: Path) -> None:
-    torch.save({"model": {}, "categories": categories}, tmp_path / "weights.pth")
+    weights = {name: torch.zeros(shape) for name, shape in (("weight", (1, 1)), ("bias", (1,)))}
+    torch.save({"model": weights, "categories": categories}, tmp_path / "weights.pth")
     with pytest.raises(CheckpointError, match="each with an id"):
-        read_categories(str(tmp_path / "weights.pth"))
+        Checkpointer(nn.Linear(1, 1)).load_weights(str(tmp_path / "weights.pth"), whole=False)
 
 
 def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "weights.pth")
     with pytest.raises(CheckpointError, match="cannot be read as weights"):
-        read_categories(str(tmp_path / "weights.pth"))
+        Checkpointer(nn.Linear(1, 1)).load_weights(str(tmp_path / "weights.pth"), whole=False)
     with explained("it"):
         assert load_weights_only(str(tmp_path / "weights.pth")) == [1, 2]

@@ -1,4 +1,8 @@
 import io
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -151,3 +155,113 @@ def test_what_is_no_picture_is_named(tmp_path: Path, content: bytes | None) -> N
             read(path)
     with pytest.raises(DatasetError, match="cannot be read"):
         read_image(tmp_path)
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 6\n%%EndComments\nshowpage\n"
+
+
+def test_a_program_is_no_picture_and_nothing_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[object] = []
+    monkeypatch.setattr("subprocess.check_call", lambda *a, **_: started.append(a))
+    monkeypatch.setattr("subprocess.Popen", lambda *a, **_: started.append(a))
+    (tmp_path / "a.png").write_bytes(POSTSCRIPT)
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.format == "EPS"  # to Pillow it is one
+    for read in (read_image, read_size):
+        with pytest.raises(DatasetError, match=r"a\.png cannot be read as a picture"):
+            read(tmp_path / "a.png")
+    assert not started
+
+
+@pytest.mark.parametrize("kind", ["BMP", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "SGI", "TGA", "TIFF", "WEBP"])
+def test_the_usual_kinds_of_pictures_are_read(kind: str, tmp_path: Path) -> None:
+    flat = np.full((16, 16, 3), (200, 40, 60), dtype=np.uint8)
+    Image.fromarray(flat).save(tmp_path / "a", format=kind)
+    assert np.abs(read_image(tmp_path / "a", "RGB").astype(int) - flat).max() < 12
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_or_a_device_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    (tmp_path / "folder.png").mkdir()
+    for name in ("pipe.png", "zero.png", "folder.png"):
+        for read in (read_image, read_size):
+            with pytest.raises(DatasetError, match=rf"{name} cannot be read as a picture .* not a file"):
+                read(tmp_path / name)
+
+
+def png_of(width: int, height: int, bits: int = 8, colour: int = 3) -> bytes:
+    """The header of a PNG, and a byte of its pixels."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + chunk(b"PLTE", bytes(6))
+        + chunk(b"IDAT", zlib.compress(b"\0"))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("size", [(170_000_000, 1), (13_000, 13_000), (1, 120_000_001), (2**31 - 1, 2**31 - 1)])
+def test_a_picture_that_would_fill_the_memory_is_refused_by_its_header(size: tuple[int, int], tmp_path: Path) -> None:
+    (tmp_path / "bomb.png").write_bytes(png_of(*size))
+    for read in (read_image, read_size):
+        with pytest.raises(DatasetError, match=r"at most 120,000,000 pixels, and .*bomb\.png has more .*ODE_DETECT"):
+            read(tmp_path / "bomb.png")
+
+
+@pytest.fixture
+def limit(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Set the variable with the most pixels."""
+
+    def to(text: str) -> None:
+        monkeypatch.setenv("ODE_DETECT_MAX_PIXELS", text)
+        images.most_pixels.cache_clear()
+
+    pillows = Image.MAX_IMAGE_PIXELS
+    yield to
+    Image.MAX_IMAGE_PIXELS = pillows
+    images.most_pixels.cache_clear()
+
+
+def test_the_limit_can_be_moved(tmp_path: Path, limit: Callable[[str], None]) -> None:
+    Image.fromarray(COLOUR).save(tmp_path / "a.png")
+    limit("53")
+    with pytest.raises(DatasetError, match=r"at most 53 pixels, and .*a\.png has more \(9 x 6\)"):
+        read_image(tmp_path / "a.png")
+    limit("54")
+    assert read_image(tmp_path / "a.png").shape == (6, 9, 3)
+    (tmp_path / "large.png").write_bytes(png_of(100_000, 10_000))
+    limit("1000000000")
+    assert read_size(tmp_path / "large.png") == (100_000, 10_000)
+    for text in ("many", "-1", "0", ""):
+        limit(text)
+        with pytest.raises(DatasetError, match="ODE_DETECT_MAX_PIXELS is a number"):
+            read_image(tmp_path / "a.png")
+
+
+def test_an_opaque_palette_takes_no_detour_of_four_times_the_memory(tmp_path: Path, monkeypatch) -> None:
+    palette = Image.fromarray(COLOUR).quantize(16)
+    palette.save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "alpha_composite", None)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png", "RGB"), np.asarray(palette.convert("RGB")))
+
+
+def test_a_picture_is_given_as_stored_if_asked(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(COLOUR).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png", "RGB", upright=False), COLOUR)
+
+
+def test_whatever_a_decoder_raises_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(COLOUR).save(tmp_path / "a.png")
+    for error in (MemoryError(), KeyError("x"), RuntimeError("decoder"), OverflowError()):
+        monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(DatasetError, match=rf"a\.png cannot be read .*{type(error).__name__}"):
+            read_image(tmp_path / "a.png")

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from ode_detect.media import PICTURES, VIDEOS, find_inputs
+from ode_detect.media import PICTURES, VIDEOS, find_inputs, first_overwritten
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -55,3 +55,31 @@ def test_what_is_not_there_is_told(given: str, problem: str, tmp_path: Path) -> 
     assert found.inputs == ()
     assert [path for path, _ in found.problems] == [str(tmp_path / given)]
     assert problem in found.problems[0][1]
+
+
+def test_names_never_lead_up_and_one_file_has_one_name(tmp_path: Path, monkeypatch) -> None:
+    work = tmp_path / "a" / "b"
+    work.mkdir(parents=True)
+    for folder in (tmp_path, work):
+        (folder / "x.png").touch()
+    (tmp_path / "link").symlink_to(work)
+    monkeypatch.chdir(work)
+    found = find_inputs(["../../x.png", "x.png", "../b/x.png", str(tmp_path / "link" / "x.png")])
+    assert [item.name.as_posix() for item in found.inputs] == ["x.png", "a/b/x.png"]
+    assert [str(item.path) for item in found.inputs] == ["../../x.png", "x.png"]
+    # Of a link, ".." is the folder that it leads to.
+    found = find_inputs([str(tmp_path / "link" / ".." / ".." / "x.png"), "x.png"])
+    assert [item.name.as_posix() for item in found.inputs] == ["x.png", "a/b/x.png"]
+
+
+def test_a_target_that_is_an_input_is_found(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to(tmp_path / "b")
+    assert first_overwritten([tmp_path / "new", tmp_path / "c"], [tmp_path / "a", tmp_path / "gone"]) is None
+    assert first_overwritten([tmp_path / "x" / ".." / "a"], [tmp_path / "a"]) is None  # there is no x
+    assert first_overwritten([tmp_path / "." / "a"], [tmp_path / "a"]) == (tmp_path / "a", tmp_path / "a")
+    # What a link leads to is read, and the link itself is what would be replaced.
+    assert first_overwritten([tmp_path / "b"], [tmp_path / "link"]) == (tmp_path / "b", tmp_path / "link")
+    assert first_overwritten([tmp_path / "link"], [tmp_path / "link"]) == (tmp_path / "link", tmp_path / "link")
+    assert first_overwritten([tmp_path / "link"], [tmp_path / "b"]) is None

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ode_detect.media.names import by_stem, is_file, one_line, other_spellings, same_name
+from ode_detect.media.names import by_stem, is_file, one_line, other_spellings, printable, same_name
 
 COMPOSED = "café/übung.png"
 DECOMPOSED = unicodedata.normalize("NFD", COMPOSED)
@@ -67,3 +67,8 @@ def test_files_by_their_stem_without_hidden_and_foreign_ones(tmp_path: Path) -> 
 def test_a_pipe_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     assert not is_file(tmp_path / "pipe")
+
+
+def test_bytes_that_are_no_utf_8_are_written_out() -> None:
+    assert printable("caf\udce9.jpg") == "caf\\udce9.jpg"
+    assert printable("k\u00f6ln.jpg") == "k\u00f6ln.jpg"

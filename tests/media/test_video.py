@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from ode_detect.media import VideoError, VideoReader, VideoWriter
+from ode_detect.media import VideoError, VideoReader, VideoWriter, images
 
 CLIPS = (
     Path(os.getenv("ODE_DETECT_SHARED_DATA", Path(__file__).resolve().parents[3] / "shared" / "data")) / "video_clips"
@@ -144,3 +144,38 @@ def test_real_clips(name: str, frames: int) -> None:
     steps = np.diff(times)
     assert steps.min() > 0
     assert math.isclose(float(np.median(steps)), 1 / reader.rate, rel_tol=0.01)
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.mp4")
+    with pytest.raises(VideoError, match=r"a\.mp4 cannot be read as a video .*not a file"):
+        VideoReader(tmp_path / "a.mp4")
+
+
+@pytest.mark.parametrize("content", ["#EXTM3U\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n", "ffconcat version 1.0\nfile {}\n"])
+def test_a_list_of_other_files_is_no_video(content: str, tmp_path: Path, monkeypatch) -> None:
+    write(tmp_path / "secret.ts", [0, 0.04, 0.08])
+    monkeypatch.chdir(tmp_path)
+    Path("list.mp4").write_text(content.format("secret.ts"))
+    with pytest.raises(VideoError, match=r"list\.mp4 cannot be read as a video"):
+        VideoReader("list.mp4")
+
+
+def test_a_name_that_looks_like_an_address_is_a_file(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.mp4", [0, 0.04]).rename("concat:a.mp4")
+    with VideoReader("concat:a.mp4") as reader:
+        assert len(list(reader)) == 2
+
+
+def test_frames_that_would_fill_the_memory_are_refused_by_the_header(tmp_path: Path, monkeypatch) -> None:
+    path = write(tmp_path / "a.mp4", [0, 0.04], height=48, width=64)
+    monkeypatch.setenv("ODE_DETECT_MAX_PIXELS", str(48 * 64 - 1))
+    images.most_pixels.cache_clear()
+    with pytest.raises(VideoError, match=r"at most 3,071 pixels, and .*a\.mp4 has more \(64 x 48\).*ODE_DETECT"):
+        VideoReader(path)
+    monkeypatch.undo()
+    images.most_pixels.cache_clear()
+    with VideoReader(path) as reader:
+        assert len(list(reader)) == 2

@@ -454,3 +454,94 @@ def test_a_seeded_walk_over_solvers_keeps_its_promises(method):
         x = torch.randn(n, 2, h, w, generator=generator)
         with torch.no_grad():
             torch.testing.assert_close(block(x), x, rtol=1e-5, atol=1e-5)
+
+
+class Turning(nn.Module):
+    """dh/dt = i h: the state turns, h(1) = exp(i) h(0)."""
+
+    def forward(self, t, h):
+        return 1j * h
+
+
+class Twisted(nn.Module):
+    """A complex field with a real weight, not holomorphic."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.6, dtype=torch.float64))
+
+    def forward(self, t, h):
+        return 1j * self.weight * h + 0.1 * h.conj() * h.abs()
+
+
+COMPLEX = [FixedStep("rk4", steps=10), Adaptive(rtol=1e-9, atol=1e-9), Adaptive("rk4", steps=10)]
+every_complex_way = pytest.mark.parametrize(
+    ("solver", "gradient"),
+    [(s, g) for s in COMPLEX for g in WAYS if isinstance(s, FixedStep) or g in ("backprop", "checkpoint", "adjoint")],
+    ids=str,
+)
+
+
+@every_complex_way
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_a_complex_state(dtype, gradient, solver):
+    block = ODEBlock(field=Turning(), solver=solver, gradient=gradient)
+    h = torch.full((1, 1, 2, 1), 2.0, dtype=dtype, requires_grad=True)
+    out = block(h)
+    assert out.dtype == dtype
+    exact = 2 * torch.exp(torch.tensor(1j, dtype=dtype))
+    torch.testing.assert_close(out, exact.expand_as(out), rtol=0, atol=1e-4)
+    out.real.sum().backward()
+    torch.testing.assert_close(h.grad, (exact / 2).conj().resolve_conj().expand_as(h), rtol=0, atol=1e-4)
+
+
+@every_complex_way
+def test_gradients_of_a_complex_state(gradient, solver):
+    results = []
+    for way in (gradient, "backprop"):
+        block = ODEBlock(field=Twisted(), solver=solver if way == gradient else COMPLEX[0], gradient=way)
+        h = (torch.arange(8).reshape(1, 2, 2, 2) * (0.1 - 0.2j)).to(torch.complex128).requires_grad_()
+        block(h).abs().square().sum().backward()
+        results.append([h.grad, block.field.weight.grad])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", COMPLEX, ids=str)
+def test_an_imaginary_part_that_is_not_finite(solver):
+    h = torch.complex(torch.ones(1, 1, 2, 2), torch.full((1, 1, 2, 2), float("nan")))
+    with pytest.raises(NonFiniteStateError):
+        ODEBlock(field=Turning(), solver=solver)(h)
+
+
+def test_complex_weights_and_the_adjoint():
+    field = nn.Module()
+    field.weight = nn.Parameter(torch.tensor(0.5 + 0.5j))
+    field.forward = lambda t, h: field.weight * h
+    with pytest.raises(ValueError, match="complex weights; use gradient='checkpoint'"):
+        ODEBlock(field=field, gradient="adjoint")(torch.ones(1, 1, 2, 2, dtype=torch.complex64))
+
+
+@every_way
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+def test_a_state_of_integers_is_refused(dtype, gradient, solver, build):
+    with pytest.raises(ValueError, match=rf"'ODEBlock' was given {dtype}.*h\.float\(\)"):
+        build(solver=solver, gradient=gradient)(torch.ones(1, 4, 3, 3, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    "gradient", [Backprop(), Checkpoint(), Checkpoint(every=8), Checkpoint(states=3), Reversible()], ids=str
+)
+def test_weight_gradients_of_many_steps_under_autocast(gradient, lively):
+    """Summed in bfloat16, as autocast's cache would, they were 10 % off."""
+    block = ODEBlock(field=lively(BasicField(channels=8), 0.1), solver=FixedStep(steps=256), gradient=gradient)
+    h, by_out = torch.randn(2, 8, 8, 8), torch.randn(2, 8, 8, 8)
+    found = []
+    for autocast in (True, False):
+        block.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = block(h)
+        (out * by_out).sum().backward()
+        found.append([block.field.conv1.weight.grad, block.field.conv2.weight.grad])
+    for ours, exact in zip(*found, strict=True):
+        assert float((ours - exact).norm() / exact.norm()) < 0.015

@@ -289,5 +289,5 @@ def test_what_is_measured_is_watched_over_too(budget: int) -> None:
         loss = block(torch.randn(1, 2, 4, 4, requires_grad=True)).square().sum()
     with torch.no_grad():
         conv.weight.mul_(2)
-    with pytest.raises(RuntimeError, match="inplace operation|changed in place"):
+    with pytest.raises(RuntimeError, match=r"inplace operation|changed in place"):
         loss.backward()

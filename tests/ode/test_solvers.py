@@ -190,6 +190,13 @@ def test_steps_must_be_whole(kind, steps):
         kind(steps=steps)
 
 
+@pytest.mark.parametrize("steps", [10**9, 10**100])
+@pytest.mark.parametrize("kind", [FixedStep, Adaptive])
+def test_more_steps_than_can_be_computed_are_refused(kind, steps):
+    with pytest.raises(ValueError, match=r"^steps must be an integer of at most 1000000, not (1000000000|one of many)"):
+        kind(steps=steps)
+
+
 @pytest.mark.parametrize("limit", [0, -5, 10.5, True])
 def test_the_limit_must_be_whole(limit):
     with pytest.raises(ValueError, match="max_evaluations must be an integer of 1 or more"):

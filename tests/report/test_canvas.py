@@ -1,8 +1,13 @@
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from ode_detect.report.canvas import Canvas, measure, shortened
+from ode_detect.report.canvas import Canvas, contrast, letters_on, measure, shortened
+from ode_detect.report.detections import COLORS
+from ode_detect.report.pictures import FALSE, HIT, MISSED
+from ode_detect.report.plots import COLOURS
 
 BOX = np.array([20.0, 10.0, 60.0, 40.0])
 
@@ -60,6 +65,47 @@ def test_a_label_lies_inside_the_picture(corner: tuple[float, float]) -> None:
     # Room on all sides of the letters.
     assert not letters[[0, -1]].any()
     assert not letters[:, [0, -1]].any()
+
+
+def seen(canvas: Canvas, colors: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Height and width of what is left of the tag of each colour."""
+    found = {color: where(canvas.pixels(), color) for color in colors}
+    return {color: (rows.stop - rows.start, columns.stop - columns.start) for color, (rows, columns) in found.items()}
+
+
+@pytest.mark.parametrize("box", [(20.0, 60.0, 90.0, 110.0), (0.0, 0.0, 200.0, 120.0), (150.0, 100.0, 199.0, 119.0)])
+def test_labels_of_boxes_on_one_object_hide_no_other(box: tuple[float, ...]) -> None:
+    canvas, colors = Canvas(200, 120), ["cyan", "yellow", "magenta", "lime"]
+    canvas.labels([(np.array(box), f"class {i}", color) for i, color in enumerate(colors)])
+    tag = (15, round(measure("class 0", 12) + 6))
+    assert all(size == pytest.approx(tag, abs=1) for size in seen(canvas, colors).values())
+    alone = Canvas(200, 120)
+    alone.label(np.array(box), "class 3", "lime")
+    assert where(alone.pixels(), "lime") == where(canvas.pixels(), "lime"), "the last one has the first choice"
+
+
+def test_where_all_places_are_taken_the_last_label_lies_above() -> None:
+    canvas = Canvas(60, 30)
+    canvas.labels([(np.array([0.0, 0.0, 50.0, 20.0]), "class", color) for color in ("red", "blue", "cyan", "lime")])
+    assert seen(canvas, ["lime"])["lime"][0] == 15
+
+
+@pytest.mark.parametrize("color", sorted({*COLOURS, *COLORS, HIT, FALSE, MISSED, "#AAAAAA"}))
+def test_letters_can_be_read_on_every_colour_that_we_draw_in(color: str) -> None:
+    # The least for letters is 4.5; no letters have more than 4.6 on every ground.
+    assert contrast(letters_on(color), color) > 3.8
+    canvas = Canvas(200, 80)
+    canvas.label(np.array([20.0, 40.0, 199.0, 79.0]), "cell 0.87", color)
+    rows, columns = where(canvas.pixels(), color)
+    pixels = canvas.pixels()[rows, columns]
+    letters = np.round(255 * np.array(to_rgb(letters_on(color))))
+    assert (pixels == letters).all(axis=2).any()
+
+
+def test_contrast_is_that_of_the_guidelines() -> None:
+    assert contrast("white", "black") == pytest.approx(21)
+    assert contrast("#777777", "white") == pytest.approx(4.48, abs=0.01)
+    assert letters_on("#0072B2") == "#FFFFFF"  # dark blue
 
 
 def test_any_letters_can_be_written() -> None:

@@ -36,7 +36,7 @@ def test_classes_are_counted_most_frequent_first() -> None:
     assert class_table({}) == ""
 
 
-@pytest.mark.parametrize("boxes", [NONE, np.array([[3.0, 4.0], [30.0, 40.0]])])
+@pytest.mark.parametrize("boxes", [NONE, np.array([[3.0, 4.0], [30.0, 40.0]]), np.array([[0.2, 0.1]])])
 @pytest.mark.parametrize("anchors", [NONE, np.array([[16.0, 16.0]])])
 def test_a_data_set_is_plotted(tmp_path: Path, boxes: np.ndarray, anchors: np.ndarray) -> None:
     plot_dataset("x", {"a": len(boxes), "b": 0}, boxes, anchors, tmp_path / "x" / "a.png", unit="pixels")

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ode_detect.report.comparison import Compared, differences, group, numbers, summary
+from ode_detect.report.comparison import Cell, Compared, Line, Table, differences, group, numbers, summary
 from ode_detect.report.page import Figure, Page, PageError, Section
 from ode_detect.report.rows import Row
 
@@ -123,12 +123,35 @@ def test_markdown_says_the_same_and_names_the_pictures(tmp_path: Path) -> None:
     text = page.write(tmp_path)[1].read_text(encoding="utf-8")
     assert "![the dial](pictures/wide.jpg)" in text
     assert "| AP50 (%)\u00a0↑ | 50.5 ± 0.7 | 50.5 ± 0.7 | 50.5 ± 0.7 |" in text
-    assert "(1) an <earlier> version" in text
+    assert "(1) an &lt;earlier&gt; version" in text
     tables = re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE)
     assert len(tables) == 3
     for table in tables:
         widths = {len(re.split(r"(?<!\\)\|", line)) for line in table.splitlines()}
         assert len(widths) == 1, table
+
+
+NASTY = "<script>alert(1)</script> [x](javascript:y) ![](http://z) `|` | *b*"
+
+
+def test_no_name_is_more_than_text_in_markdown(tmp_path: Path) -> None:
+    markdown = pytest.importorskip("markdown")
+    page = make_page(tmp_path / "pictures")
+    nasty = Table(NASTY, ((NASTY, NASTY),), ((NASTY, (Line(NASTY, (Cell(NASTY, NASTY, 1),)),)),), (NASTY,))
+    figure = Figure(tmp_path / "pictures" / "wide.jpg", NASTY, NASTY)
+    page = replace(
+        page,
+        **dict.fromkeys(("title", "about", "commit", "date"), NASTY),
+        **dict.fromkeys(("summary", "warnings", "protocol", "commands"), (NASTY, f"```\n{NASTY}")),
+        **dict.fromkeys(("numbers", "differences"), nasty),
+        sections=(Section(NASTY, (figure,), NASTY),),
+        keys={NASTY: (NASTY,)},
+        machine={NASTY: NASTY},
+    )
+    html = markdown.markdown(page.markdown(tmp_path), extensions=["tables", "fenced_code"], output_format="html")
+    tags = Reader(html).tags
+    assert {name for name, _ in tags}.isdisjoint({"script", "a", "em"})
+    assert [attributes["src"] for name, attributes in tags if name == "img"] == ["pictures/wide.jpg"]
 
 
 def test_a_figure_needs_a_description_and_a_known_format(tmp_path: Path) -> None:

@@ -72,3 +72,16 @@ def test_an_earlier_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> Non
         assert (tmp_path / FILE).read_text() == "before"
         finish(predictions, ["a"])
     assert json.loads((tmp_path / FILE).read_text())["annotations"] == []
+
+
+def test_a_name_that_is_no_utf_8_is_escaped_and_reads_as_itself(tmp_path: Path) -> None:
+    entry = {"file_name": "caf\udce9 k\u00f6ln.png", "width": 1, "height": 1}
+    with Predictions(tmp_path, "s") as kept:
+        kept.add("caf\udce9", entry, [{"bbox": [0, 0, 1, 1]}])
+        file = kept.finish(["caf\udce9"], info={}, categories=[], failed=[{"file_name": "\udcff", "error": "x"}])
+    text = file.read_text(encoding="utf-8")
+    assert "caf\\udce9 k\u00f6ln.png" in text
+    content = json.loads(text)
+    assert content["images"] == [{"id": 1, **entry}]
+    assert content["annotations"][0]["file_name"] == entry["file_name"]
+    assert content["failed"][0]["file_name"] == "\udcff"

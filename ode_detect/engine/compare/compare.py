@@ -33,8 +33,10 @@ from ode_detect.engine.compare.runs import (
 )
 from ode_detect.engine.compare.turned import CHANGES, TURNED, turned
 from ode_detect.engine.config import ConfigError
+from ode_detect.engine.lock import alone_in
 from ode_detect.engine.provenance import provenance
-from ode_detect.engine.run import evaluate_only, holds_run, load_network, open_run
+from ode_detect.engine.records import holds_run
+from ode_detect.engine.run import evaluate_only, load_network, open_run
 from ode_detect.report.comparison import Compared, differences, group, numbers, summary
 from ode_detect.report.page import Page
 from ode_detect.report.results import ROLE_WORDS, Results, joined_protocol
@@ -114,6 +116,11 @@ def compare(request: Request) -> tuple[Results, list[Path]]:
         check_runs(trainings, training=bool(request.train))
         if request.train:
             train_missing(trainings, request.train)
+    with alone_in(request.output):
+        return _compare(request, trainings)
+
+
+def _compare(request: Request, trainings: Sequence[Training]) -> tuple[Results, list[Path]]:
     scored = [_scored(request, training) for training in trainings]
     loaded = [_loaded(request, one) for one in scored if one.training.seed == 0]
     twins, ablations = opponents(loaded)
@@ -129,7 +136,6 @@ def compare(request: Request) -> tuple[Results, list[Path]]:
         ratios=_ratios(ratios),
         reasons={**_reasons(request, results.rows), **reasons},
     )
-    request.output.mkdir(parents=True, exist_ok=True)
     results.write(request.output / "results.json")
     timing = replace(results, what=f"times of {results.what}", rows=tuple(times), comparisons=tuple(ratios))
     timing.write(request.output / "timing.json")

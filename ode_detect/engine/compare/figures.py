@@ -155,7 +155,7 @@ def examples_section(networks: Sequence[Loaded], folder: Path) -> Section | None
     if not figures:
         return None
     seed = networks[0].run.cfg.SEED
-    text = f"The first {len(drawn[0].pictures)} pictures of {name}, networks of seed {seed}. {drawn[0].text}"
+    text = f"{len(drawn[0].pictures)} pictures from all over {name}, networks of seed {seed}. {drawn[0].text}"
     return Section("The same pictures", tuple(figures), text, rows=len(networks), legend=drawn[0].legend)
 
 

@@ -18,19 +18,14 @@ from typing import Any, Literal
 from detectron2.config import CfgNode, get_cfg
 
 from ode_detect.engine.config import ConfigError, add_ode_config, flat, load_config
-from ode_detect.engine.run import holds_run
+from ode_detect.engine.records import HARMLESS, begun_config, holds_run
+from ode_detect.report.files import read_object
 
 logger = logging.getLogger("ode_detect.engine")
 
 # Exit codes of a training that was asked to stop.
 STOPPED = (130, -signal.SIGINT)
 State = Literal["finished", "unfinished", "missing"]
-# Another value of these makes no other network.
-_HARMLESS = (
-    *("OUTPUT_DIR", "VIS_PERIOD", "CUDNN_BENCHMARK", "VERSION", "MODEL.DEVICE", "MODEL.OPTIMIZE_FOR_INFERENCE"),
-    *("DATALOADER.NUM_WORKERS", "TEST.EVAL_PERIOD", "TEST.EXPECTED_RESULTS"),
-    *("SOLVER.CHECKPOINT_PERIOD", "SOLVER.DIAL.STATISTICS_BATCHES"),
-)
 
 
 @dataclass(frozen=True)
@@ -71,7 +66,7 @@ class Training:
         """What its folder holds: a run that came to its end wrote results."""
         if not holds_run(self.folder):
             return "missing"
-        return "finished" if (self.folder / "results.json").exists() else "unfinished"
+        return "unfinished" if read_object(self.folder / "results.json") is None else "finished"
 
 
 def plan(configs: Sequence[str], seeds: Sequence[int], overrides: Sequence[str]) -> list[Training]:
@@ -181,6 +176,12 @@ def check_runs(trainings: Iterable[Training], *, training: bool) -> None:
         ConfigError: the message names keys or the command that makes what is missing.
     """
     trainings = list(trainings)
+    augmented = [one.config_file for one in trainings if one.config().TEST.AUG.ENABLED]
+    if augmented:
+        raise ConfigError(
+            "networks are compared by one pass of each, as which their times are measured, and TEST.AUG.ENABLED of "
+            f"{', '.join(dict.fromkeys(augmented))} asks for one of each copy of a picture; set it to False."
+        )
     for one in trainings:
         if one.state != "missing":
             check_same(one)
@@ -200,19 +201,25 @@ def check_same(one: Training) -> None:
     Raises:
         ConfigError: its keys differ, or it does not say what made it.
     """
-    begun = one.folder / "config.yaml"
-    if not begun.exists():
+    begun = begun_config(one.folder)
+    if begun is None:
         raise ConfigError(
-            f"a run holds the config that it was made with, and {begun} is not there. Move {one.folder} away, or put "
-            "the file back."
+            f"a run holds the config that it was made with, and {one.folder / 'config.yaml'} is not there, or broken. "
+            f"Move {one.folder} away, or put the file back."
         )
-    before = flat(CfgNode.load_yaml_with_base(str(begun)))
+    before = flat(begun)
     now, default = flat(plain(one.config())), flat(plain(_defaults()))
     changed = [
         # A key that came into the code later stands for what was done before: its default.
         f"  {key}: {before.get(key, default.get(key))!r} in the run, {value!r} in the config"
         for key, value in now.items()
-        if key not in _HARMLESS and before.get(key, default.get(key)) != value
+        if key not in HARMLESS and before.get(key, default.get(key)) != value
+    ]
+    went_on = (read_object(one.folder / "environment.json") or {}).get("changes", {})
+    changed += [
+        f"  {key}: {before!r} when the run began, {now!r} when it went on"
+        for key, (before, now) in went_on.items()
+        if key not in HARMLESS
     ]
     if changed:
         raise ConfigError(
@@ -289,7 +296,7 @@ def differing_keys(configs: dict[str, CfgNode]) -> dict[str, tuple[str, ...]]:
     found = {}
     for key in keys:
         mine = tuple(str(flattened.get(key, "not set")) for flattened in values.values())
-        if len(set(mine)) > 1 and key not in (*_HARMLESS, "SEED"):
+        if len(set(mine)) > 1 and key not in (*HARMLESS, "SEED"):
             found[key] = mine
     return found
 

@@ -67,18 +67,18 @@ def _curves(folder: Path) -> Sequence[Curve]:
 
 
 def _draw(cfg: CfgNode, model: nn.Module, name: str, folder: Path, path: Path) -> None:
-    """The first pictures of a data set, and those that are wrong with the highest confidence."""
+    """Pictures from all over a data set, and those that are wrong with the highest confidence."""
     answers = Answers.read(folder / _ANSWERS)
-    first, wrong = answers.chosen(_SHOWN)
-    images = data.images(cfg, name, [*first, *wrong])
-    shown = [answers.classified(index, images[index]) for index in first]
+    spread, wrong = answers.chosen(_SHOWN)
+    images = data.images(cfg, name, [*spread, *wrong])
+    shown = [answers.classified(index, images[index]) for index in spread]
     mistakes = [answers.classified(index, images[index]) for index in wrong]
     prediction_sheet(shown, path, f"{name}, predicted class and its probability", mistakes=mistakes)
 
 
 def _examples(cfg: CfgNode, model: nn.Module, name: str, count: int) -> Examples:
-    batch = next(iter(data.test_loader(cfg, name)))[:count]
-    images = data.images(cfg, name, range(len(batch)))
+    batch = data.spread_examples(cfg, name, count)
+    images = data.images(cfg, name, [example["index"] for example in batch])
     predictor = ClassificationPredictor(cfg, data.categories(cfg))
     with inference_context(model), no_grad():
         outputs: list[dict[str, Tensor]] = model(batch)
@@ -86,13 +86,13 @@ def _examples(cfg: CfgNode, model: nn.Module, name: str, count: int) -> Examples
     drawn = [
         show_classified(
             Classified(
-                images[index],
+                images[example["index"]],
                 **predictor.numbers(output),
                 truth=names[example["label"]],
-                name=Path(example.get("file_name", f"picture {index}")).name,
+                name=Path(example.get("file_name", f"picture {example['index']}")).name,
             )
         )
-        for index, (example, output) in enumerate(zip(batch, outputs, strict=True))
+        for example, output in zip(batch, outputs, strict=True)
     ]
     return Examples("The most likely classes with their probabilities.", CLASSIFICATION_LEGEND, tuple(drawn))
 
@@ -107,6 +107,12 @@ def _forget(model: nn.Module) -> bool:
         return False
     model.familiarity.forget()
     return True
+
+
+def _class_rows(model: nn.Module, order: Sequence[int]) -> dict[str, list[int]]:
+    if not isinstance(model, Classifier):
+        return {}
+    return {name: list(order) for name in ("linear.weight", "linear.bias", "familiarity.means")}
 
 
 def _optimize(model: nn.Module, batch: list[Example]) -> tuple[nn.Module, object]:
@@ -153,6 +159,8 @@ CLASSIFICATION = Task(
     optimize=_optimize,
     categories=data.categories,
     predictor=_predictor,
+    class_rows=_class_rows,
+    classes_in=lambda record: (record["label"],),
     finish=_finish,
     forget=_forget,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ from torch import nn
 
 from ode_detect.detection import data, evaluation, pictures
 from ode_detect.detection import predict as detection_predict
+from ode_detect.detection.augmentation import augmented
+from ode_detect.detection.class_layers import class_rows
 from ode_detect.detection.matching import Matches
 from ode_detect.detection.model import head_name
 from ode_detect.detection.optimize import optimize_detector
 from ode_detect.detection.sizes import anchors
 from ode_detect.engine.config import ConfigError
-from ode_detect.engine.task import Predictor, Task
+from ode_detect.engine.task import Example, Predictor, Task
 from ode_detect.report.curves import plot_scores, summary_curves
 from ode_detect.report.detections import draw_detections
 from ode_detect.report.examples import DETECTION_LEGEND, Examples, show
@@ -28,7 +30,7 @@ from ode_detect.report.scores import DetectionScores, score_detections
 
 
 def _draw_detections(cfg: CfgNode, model: nn.Module, name: str, folder: Path, path: Path) -> None:
-    """The first pictures of a data set with hits, false detections and missed objects."""
+    """Pictures from all over a data set with hits, false detections and missed objects."""
     shown = [Picture(**numbers) for numbers in pictures.detections(cfg, model, name, count=6)]
     detection_sheet(shown, path, title=f"{name}, detections with a score of {cfg.TEST.SCORE_THRESHOLD:g} or more")
 
@@ -95,6 +97,10 @@ def _check_anchors(cfg: CfgNode) -> None:
         raise ConfigError(str(error)) from error
 
 
+def _classes_in(record: Example) -> Iterable[int]:
+    return {one["category_id"] for one in record.get("annotations", ())}
+
+
 DETECTION = Task(
     name="detection",
     metric="bbox/AP50",
@@ -119,4 +125,7 @@ DETECTION = Task(
     categories=detection_predict.categories,
     predictor=_detection_predictor,
     check_config=_check_anchors,
+    class_rows=class_rows,
+    classes_in=_classes_in,
+    augmented=augmented,
 )

@@ -127,7 +127,7 @@ def test_a_key_that_came_later_stands_for_its_default(pair: list[str]) -> None:
 
 # Stands for tools/train_net.py: writes what a run leaves, or ends as it is told.
 TRAIN = """
-import sys, pathlib
+import json, sys, pathlib
 words = sys.argv[1:]
 folder = pathlib.Path(words[words.index("OUTPUT_DIR") + 1])
 folder.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ folder.mkdir(parents=True, exist_ok=True)
 if "--resume" not in words and folder.parent.name == "{stops}":
     print("first line\\nlast line", file=sys.stderr)
     sys.exit({code})
-(folder / "results.json").write_text(" ".join(words))
+(folder / "results.json").write_text(json.dumps({{"words": words}}))
 """
 
 

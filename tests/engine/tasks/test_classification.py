@@ -119,6 +119,24 @@ def test_evaluation_alone_gives_the_metrics_of_the_run(trained: tuple[list[str],
     assert evaluate_only(run).rows[0].metrics == results.rows[0].metrics
 
 
+def test_classes_in_another_order_give_the_same_answers(trained: tuple[list[str], Results], tmp_path: Path) -> None:
+    words, results = trained
+    content = torch.load(Path(words[-1]) / "model_final.pth", weights_only=True)
+    for name in ("linear.weight", "linear.bias", "familiarity.means"):
+        content["model"][name] = content["model"][name].flip(0)
+    content["categories"].reverse()
+    torch.save(content, tmp_path / "reversed.pth")
+    cfg = load_config(CONFIG, [*words, "MODEL.WEIGHTS", str(tmp_path / "reversed.pth")])
+    run = open_run(cfg, command="eval", config_file=CONFIG, resume=False, evaluating=True)
+    assert evaluate_only(run).rows[0].metrics == results.rows[0].metrics
+    content["categories"] = [{"id": 0, "name": "round"}, {"id": 1, "name": "square"}]
+    torch.save(content, tmp_path / "others.pth")
+    cfg = load_config(CONFIG, [*words, "MODEL.WEIGHTS", str(tmp_path / "others.pth")])
+    run = open_run(cfg, command="eval", config_file=CONFIG, resume=False, evaluating=True)
+    with pytest.raises(CheckpointError, match="on the classes round, square, and those of the data are level, upright"):
+        evaluate_only(run)
+
+
 def test_evaluation_of_the_optimised_copy_gives_the_same_answers(trained: tuple[list[str], Results]) -> None:
     words, results = trained
     cfg = load_config(CONFIG, [*words[:-2], "MODEL.OPTIMIZE_FOR_INFERENCE", "True", *words[-2:]])
