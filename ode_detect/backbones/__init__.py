@@ -7,9 +7,9 @@ from .ode_resnet import (
     build_ode_resnet_fpn_backbone,
     build_ode_resnet_fpn_p6p7_backbone,
     build_stage,
-    discrete_names,
 )
 from .odenet import build_odenet_backbone
+from .weights import discrete_names
 
 __all__ = [
     "CifarResNet",

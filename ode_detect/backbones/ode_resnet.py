@@ -9,10 +9,7 @@ res5 (``MODEL.RESNETS.OUT_FEATURES [res4]``) leaves that stage to the head of a 
 
 from __future__ import annotations
 
-import logging
-import re
 from dataclasses import dataclass
-from typing import Any
 
 import torch.nn.functional as F
 from detectron2.config import CfgNode
@@ -27,8 +24,7 @@ from ode_detect.ode.names import check_name
 
 from .cifar_resnet import PadShortcut
 from .flows import Tail, check_flows, make_flows
-
-logger = logging.getLogger("ode_detect.backbones")
+from .weights import fill_flows
 
 # The first four are those of CIFAR: three stages, at the resolution of the picture, a half and a quarter of it.
 BLOCKS_PER_STAGE = {
@@ -102,9 +98,9 @@ def build_ode_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
         _check_head(cfg)
     stem = _stem(cfg, input_shape.channels)
     blocks = [_blocks(cfg, stage) for stage in stages[: last + 1]]
-    network = ResNet(stem, blocks, out_features=resnet.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
-    network.register_load_state_dict_pre_hook(_name_flows)
-    return network
+    backbone = ResNet(stem, blocks, out_features=resnet.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT)
+    backbone.register_load_state_dict_pre_hook(fill_flows)
+    return backbone
 
 
 @BACKBONE_REGISTRY.register()
@@ -153,65 +149,8 @@ def build_stage(cfg: CfgNode, name: str) -> tuple[nn.Sequential, int]:
     stages = {stage.name: stage for stage in _plan(cfg)}
     stage = stages[check_name(name, stages, "stage")]
     blocks = nn.Sequential(*_blocks(cfg, stage))
-    blocks.register_load_state_dict_pre_hook(_name_flows)
+    blocks.register_load_state_dict_pre_hook(fill_flows)
     return blocks, stage.outputs
-
-
-def discrete_names(names: list[str]) -> dict[str, str]:
-    """What the tensors of an ODE-ResNet are called in the ResNet that has the same blocks.
-
-    Piece k of the flow of a stage is block k + 1 of that stage: ``res4.1.flow.field.pieces.2.conv1.weight`` is
-    ``res4.3.conv1.weight``. A flow with constant weights is block 1. Knots of hat functions are named the same way, but
-    such a flow, which blends them, does not compute what the blocks do. Flows behind one another (``MODEL.ODE.STACK``)
-    have no counterpart. A normalisation of another kind than that of
-    the transition (GN in the field, FrozenBN outside) has no counterpart in the ResNet: its scale is another thing.
-
-    Args:
-        names: tensor names of a model, those of the transitions among them.
-
-    Returns:
-        Our name -> the name in the ResNet, for the tensors in flows.
-    """
-    flow = re.compile(r"^(.*\bres[2-5]\.)1\.flow\.field\.(?:(?:pieces|knots)\.(\d+)\.)?(.*)$")
-    matches = {name: flow.match(name) for name in names}
-    known = set(names)
-    stacked = {m[1] for name in names if (m := re.match(r"^(.*\bres[2-5]\.)2\.flow\.", name))}
-    return {
-        name: f"{m[1]}{int(m[2] or 0) + 1}.{m[3]}"
-        for name, m in matches.items()
-        if m and m[1] not in stacked and not _normalised_otherwise(name, f"{m[1]}0.conv1.norm", known)
-    }
-
-
-def _name_flows(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
-    """Give the tensors of a ResNet the names that they have here, so that any checkpointer fills the flows.
-
-    A file that fills transitions and nothing of the flows behind them is mentioned in the log: so ends Detectron2's
-    matching of names by their ends, which cannot know these.
-    """
-    own = [f"{prefix}{name}" for name in module.state_dict()]
-    there, named = set(own), discrete_names(own)
-    for name, block in named.items():
-        if name not in state and block in state and block not in there:
-            state[name] = state.pop(block)
-    stages = sorted({name[: name.index("1.flow.")] for name in named})
-    begun = [stage for stage in stages if any(key.startswith(f"{stage}0.") for key in state)]
-    alone = [stage for stage in begun if not any(key.startswith(f"{stage}1.flow.") for key in state)]
-    if alone:
-        logger.warning(
-            "weights that fill the transitions of %s fill nothing of the flows behind them, which keep what they have. "
-            "If the file is one of ImageNet (.pkl), convert it by tools/convert.py --config-file, or load it by "
-            "ode_detect.engine.checkpoint.Checkpointer, which fills flows from it.",
-            ", ".join(stage.removesuffix(".") for stage in alone),
-        )
-
-
-def _normalised_otherwise(name: str, transition: str, known: set[str]) -> bool:
-    """Whether a tensor belongs to a normalisation with statistics and the transition has one without, or vice versa."""
-    layer = name.rpartition(".")[0]
-    if not layer.endswith(".norm") or f"{transition}.weight" not in known:
-        return False
-    return (f"{layer}.running_mean" in known) != (f"{transition}.running_mean" in known)
 
 
 def _plan(cfg: CfgNode) -> list[_Stage]:

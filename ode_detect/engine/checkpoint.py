@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.utils import comm
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from ode_detect.backbones import discrete_names
+from ode_detect.backbones.weights import align_and_update_state_dicts, discrete_names
 from ode_detect.report.files import say_unreadable, whole, write_text
 
 from .weights import CheckpointError, categories_in, explained, load_weights_only, unpickle_weights
@@ -215,12 +214,11 @@ class Checkpointer(DetectionCheckpointer):
             checkpoint["matching_heuristics"] = True
         ours = self.model.state_dict()
         caffe2 = checkpoint.get("__author__") == "Caffe2"
-        discrete = discrete_names(list(ours))
         if checkpoint.pop("matching_heuristics", False):
-            renamed = {discrete.get(name, name): value for name, value in ours.items()}
-            state = align_and_update_state_dicts(renamed, state, c2_conversion=caffe2)
-            state |= _folded_statistics(state, renamed) if caffe2 else {}
-        theirs = {name: flow for flow, name in discrete.items() if name not in ours}
+            state = align_and_update_state_dicts(ours, state, c2_conversion=caffe2)
+            state |= _folded_statistics(state, ours) if caffe2 else {}
+        # The backbone does this too, but in a load that raises where shapes differ, and here they are listed.
+        theirs = {name: flow for flow, name in discrete_names(list(ours)).items() if name not in ours}
         checkpoint["model"] = {theirs.get(name, name): value for name, value in state.items()}
         given = set(checkpoint["model"])
         incompatible = super()._load_model(checkpoint)

@@ -11,10 +11,8 @@ import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
-# Who adds the keys has what their values name registered with Detectron2.
-import ode_detect.backbones
 import ode_detect.classification.model
-import ode_detect.detection.model  # noqa: F401
+import ode_detect.detection.model  # noqa: F401  registers what the keys of a config name, backbones too
 from ode_detect.ode.names import UnknownNameError, check_name
 
 from .config_values import check_values

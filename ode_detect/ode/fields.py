@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,13 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("bias", torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels) - eps)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        # Caffe2's files have scale and shift only, the statistics folded into them. Detectron2's layer loads so too.
+        if f"{prefix}weight" in state_dict:
+            state_dict.setdefault(f"{prefix}running_mean", torch.zeros_like(self.running_mean))
+            state_dict.setdefault(f"{prefix}running_var", torch.ones_like(self.running_var))
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (N, C, H, W)."""

@@ -431,37 +431,3 @@ def test_a_detector_is_built_and_trains() -> None:
     with torch.no_grad():
         (output,) = model([{"image": torch.zeros(3, 64, 64, dtype=torch.uint8), "height": 64, "width": 64}])
     assert output["instances"].image_size == (64, 64)
-
-
-# --- weights through any checkpointer ---
-
-
-@pytest.mark.parametrize("pieces", ["piecewise", "constant"])
-def test_a_state_of_a_resnet_fills_flows_wherever_the_backbone_stands(pieces: str) -> None:
-    torch.manual_seed(0)
-    resnet = build_ode_resnet_backbone(config(50, ROLE="twin"), PICTURE)
-    ode = build_ode_resnet_backbone(config(50, STAGES=["res3", "res4"], PIECES=pieces), PICTURE)
-    inside = torch.nn.ModuleDict({"body": ode})
-    found = inside.load_state_dict({f"body.{name}": value for name, value in resnet.state_dict().items()}, strict=False)
-    assert found.missing_keys == []
-    unused = {name.removeprefix("body.") for name in found.unexpected_keys}
-    assert all(re.match(r"res[34]\.([2-9])\.", name) for name in unused) if pieces == "constant" else not unused
-    names = plain_names(ode)
-    assert all(torch.equal(value, resnet.state_dict()[names[name]]) for name, value in ode.state_dict().items())
-    if pieces == "piecewise":
-        ode.load_state_dict(resnet.state_dict(), strict=True)
-        ode.load_state_dict(ode.state_dict(), strict=True)
-
-
-def test_flows_that_a_file_leaves_out_are_told(caplog: pytest.LogCaptureFixture) -> None:
-    ode = build_ode_resnet_backbone(config(50, STAGES=["res3", "res4"]), PICTURE)
-    state = {name: value for name, value in ode.state_dict().items() if "res4.1.flow" not in name}
-    with caplog.at_level("WARNING", logger="ode_detect.backbones"):
-        ode.load_state_dict(ode.state_dict())
-        assert caplog.text == ""
-        ode.load_state_dict(state, strict=False)
-    assert "transitions of res4 fill nothing of the flows behind them" in caplog.text
-    other = build_ode_resnet_backbone(config(50, STAGES=["res3", "res4"]), PICTURE).state_dict()
-    name = "res4.1.flow.field.pieces.0.conv1.weight"
-    with pytest.raises(RuntimeError, match=f"size mismatch for {re.escape(name)}"):
-        ode.load_state_dict({"res4.1.conv1.weight": other[name][:2]}, strict=False)

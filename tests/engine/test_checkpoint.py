@@ -1,24 +1,20 @@
 import pickle
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torchvision
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import DefaultTrainer, hooks
 from detectron2.modeling import build_backbone, build_model
 from torch import nn
 
-from ode_detect.backbones import build_cifar_resnet, discrete_names
-from ode_detect.detection.data import register_datasets
+from ode_detect.backbones import build_cifar_resnet
 from ode_detect.engine.checkpoint import Checkpointer
 from ode_detect.engine.config import add_ode_config, load_config
 from ode_detect.engine.weights import CheckpointError
 
-from ..conftest import CIFAR_R20, QUICKSTART, ROOT, SMALL_R50, like_trained
+from ..conftest import CIFAR_R20, ROOT, like_trained
 
 PUBLISHED = ROOT.parent / "shared" / "data" / "weights" / "cifar10_resnets"
 
@@ -290,36 +286,3 @@ def test_a_checkpoint_that_is_cut_means_the_one_before(tmp_path: Path, said: pyt
     last.write_bytes(last.read_bytes()[:-300])
     assert checkpointer.resume() == 4
     assert f"{last} cannot be read" in said.text
-
-
-def test_detectron2s_own_checkpointer_and_trainer_fill_the_flows(tmp_path: Path, squares: Path) -> None:
-    cfg = load_config(QUICKSTART, [word for pair in SMALL_R50.items() for word in pair])
-    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.ODE.STAGES = "build_ode_resnet_fpn_backbone", ["res3", "res4"]
-    cfg.MODEL.ODE.PIECES, cfg.MODEL.ODE.NORM, cfg.MODEL.RESNETS.NORM = "piecewise", "", "BN"
-    cfg.OUTPUT_DIR = str(tmp_path / "run")
-    (tmp_path / "run").mkdir()
-    twin = cfg.clone()
-    twin.MODEL.ODE.ROLE = "twin"
-    state = {name: value.numpy() for name, value in build_model(twin).state_dict().items()}
-    zoo = tmp_path / "model_final.pkl"
-    zoo.write_bytes(pickle.dumps({"model": state, "__author__": "Detectron2 Model Zoo"}))
-    model = build_model(cfg)
-    found = DetectionCheckpointer(model).load(str(zoo))
-    assert set(found) <= {"__author__", "matching_heuristics"}
-    filled = {name: value for name, value in model.state_dict().items() if ".flow." in name and "batches" not in name}
-    convolutions = [name for name in filled if re.search(r"conv\d\.weight$", name)]
-    assert len(convolutions) == 24, "3 in each of the 3 blocks of res3 and the 5 of res4"
-    names = discrete_names(list(model.state_dict()))
-    assert all(np.array_equal(value, state[names[name]]) for name, value in filled.items())
-
-    cfg.MODEL.WEIGHTS, cfg.DATALOADER.NUM_WORKERS = str(zoo), 0
-    images, annotations = str(squares / "images"), str(squares / "train.json")
-    cfg.DATASETS.CUSTOM = [{"NAME": "flows_filled", "IMAGES": images, "ANNOTATIONS": annotations}]
-    cfg.DATASETS.TRAIN = ("flows_filled",)
-    register_datasets(cfg)
-    trainer = DefaultTrainer(cfg)
-    trainer.resume_or_load(resume=False)
-    for writer in next(h for h in trainer._hooks if isinstance(h, hooks.PeriodicWriter))._writers:
-        writer.close()
-    trained = trainer.model.state_dict()
-    assert all(np.array_equal(trained[name], state[names[name]]) for name in filled)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 
-import ode_detect.backbones  # noqa: F401  registers the backbones
 from ode_detect.engine.task import Task
 from ode_detect.ode.names import check_name
 
