@@ -56,7 +56,8 @@ def run_tool(main: Callable[[list[str]], None], arguments: list[str]) -> int:
         # An error from a process that loads pictures brings its traceback in its text.
         return _fail(re.split(r"\n[\w.]*Error: ", str(error))[-1])
     except OSError as error:
-        return _fail(f"{error}. Check that the path exists and can be written, and that the disk is not full.")
+        advice = "Check that the path exists and can be written, and that the disk is not full."
+        return _fail(_cure(error) or f"{error}. {advice}")
     except FloatingPointError as error:
         return _fail(
             f"{error}\nA resumed run would come to the same end. Begin anew in another OUTPUT_DIR, with a lower "
@@ -83,7 +84,7 @@ def _cure(error: Exception) -> str:
     """What to do where the memory did not suffice, or a process that loads pictures was ended; "" for other errors."""
     said = (str(error).strip().splitlines() or [""])[-1]
     # torch raises RuntimeErrors without a class of their own.
-    if isinstance(error, MemoryError) or re.search(r"not enough memory|can't allocate memory|out of memory", said):
+    if isinstance(error, MemoryError) or re.search(r"not enough memory|an(no|')t allocate memory|out of memory", said):
         return (
             f"the memory does not suffice ({said or 'no more to be had'}). Take fewer pictures at a time "
             "(SOLVER.IMS_PER_BATCH, TEST.BATCH, --batch), smaller ones (INPUT.MIN_SIZE_TRAIN, MIN_SIZE_TEST), or fewer "

@@ -100,7 +100,8 @@ def open_run(
         notes += [] if notes else linear_rule(cfg, load_config(config_file), config_file)
     folder = folder or Path(cfg.OUTPUT_DIR) / ("evaluation" if evaluating else "")
     # Before what the folder holds is looked at, if it is there at all; an error leaves no empty folder.
-    lock = hold(folder) if from_main(folder.exists) else None
+    there = from_main(folder.exists)
+    lock = hold(folder) if there else None
     begun = holds_run(folder)
     if begun and not (resume or evaluating):
         raise ConfigError(
@@ -124,7 +125,7 @@ def open_run(
     seed_everything(cfg.SEED)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not evaluating
     comm.synchronize()  # All have looked at the folder before one writes into it.
-    run = Run(cfg, task, folder, command, config_file, lock or hold(folder))
+    run = Run(cfg, task, folder, command, config_file, lock if there else hold(folder))
     if not comm.is_main_process():
         _keep_quiet()
         return run

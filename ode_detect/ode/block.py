@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import threading
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -32,8 +34,6 @@ from .record import Observer, Tally
 from .solvers import FixedStep, Solver
 
 _log = logging.getLogger(__name__)
-# The name of a block that was given none.
-UNNAMED = "ODEBlock"
 
 
 class ODEBlock(Lasting):
@@ -44,8 +44,7 @@ class ODEBlock(Lasting):
         >>> block(torch.randn(1, 64, 32, 32)).shape
         torch.Size([1, 64, 32, 32])
 
-    The solver and the gradient are plain attributes: set ``block.solver`` to turn the dial of a trained block. What is
-    set is checked as what is given here.
+    The solver and the gradient are plain attributes: set ``block.solver`` to turn the dial of a trained block.
 
     Args:
         field: module called as ``field(t, h)``, with t a float (fixed steps) or a 0-d tensor (adaptive), that returns
@@ -77,7 +76,7 @@ class ODEBlock(Lasting):
         gradient: str | Gradient = "backprop",
         memory_budget: int | None = None,
         duration: float | None = None,
-        name: str = UNNAMED,
+        name: str = "ODEBlock",
         allow_stateful_field: bool = False,
         check_finite: bool | None = None,
     ) -> None:
@@ -85,9 +84,9 @@ class ODEBlock(Lasting):
         self.allow_stateful_field = allow_stateful_field
         self.field = field
         self.solver: Solver = solver if solver is not None else FixedStep()
-        self.gradient = make_gradient(gradient, memory_budget)
+        self.gradient: Gradient = make_gradient(gradient, memory_budget)
         check_solvable(self.gradient, self.solver, name)
-        self.duration = duration_of(field) if duration is None else duration
+        self.duration: float = duration_of(field) if duration is None else duration
         self.name = name
         self.check_finite = check_finite
         self.memory: MemoryReport | None = None
@@ -95,13 +94,17 @@ class ODEBlock(Lasting):
         self.observers: dict[int, list[Observer]] = {}
 
     def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; field, solver, gradient and duration are checked as in the constructor."""
         if name == "field" and not getattr(self, "allow_stateful_field", True):
             _check_stateless(value)
-        elif name == "solver" and not isinstance(value, Solver):
-            raise TypeError(
-                f"a flow is solved by a FixedStep or an Adaptive, not {value!r}; try FixedStep('rk4', steps=4)."
-            )
-        super().__setattr__(name, make_gradient(value) if name == "gradient" else value)
+        super().__setattr__(name, _CHECKS[name](value) if name in _CHECKS else value)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What ``torch.jit.script`` asks for."""
+        raise TypeError(
+            "torch.jit.script reads the source of a network, and a solver is Python that it cannot read; the network "
+            f"has the flow {self.name!r}. Write it by export_model, for torch.export or ONNX."
+        )
 
     def forward(self, h: Tensor) -> Tensor:
         """Solve.
@@ -114,6 +117,7 @@ class ODEBlock(Lasting):
 
         Raises:
             ValueError: a state of integers, or one that the field cannot be evaluated on.
+            TypeError: the field is not one that is called as ``field(t, h)``.
             SolveError: the solve failed; the subclass says how.
         """
         if not (h.is_floating_point() or h.is_complex()):
@@ -123,23 +127,22 @@ class ODEBlock(Lasting):
             )
         if torch.compiler.is_compiling():
             return self._solve(h, None)
-        observers = self.observers.get(threading.get_ident(), [])
         try:
-            if not observers and isinstance(self.solver, FixedStep):
-                return self._checked(h, self._solve(h, None))
-            tally = Tally(list(observers))
-            state = tally.start(self.field, h)
-            out = self._checked(h, self._solve(state, tally), tally)
-            tally.finish(out)
-            return out
-        except (RuntimeError, TypeError) as error:
-            if type(error) not in (RuntimeError, TypeError) or self._can_evaluate(h):
-                raise
-            raise ValueError(
-                f"the field of {self.name!r} cannot be evaluated on a state of shape {tuple(h.shape)}, {h.dtype} "
-                f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]}). A field is called as field(t, h), "
-                "and returns dh/dt in the shape of h; build it for the channels of the state, on its device and dtype."
-            ) from error
+            return self._observed(h)
+        except (TypeError, RuntimeError) as error:
+            if mistake := _mistake(self.field, h, self.name, error):
+                raise mistake from error
+            raise
+
+    def _observed(self, h: Tensor) -> Tensor:
+        observers = self.observers.get(threading.get_ident(), [])
+        if not observers and isinstance(self.solver, FixedStep):
+            return self._checked(h, self._solve(h, None))
+        tally = Tally(list(observers))
+        state = tally.start(self.field, h)
+        out = self._checked(h, self._solve(state, tally), tally)
+        tally.finish(out)
+        return out
 
     def extra_repr(self) -> str:
         """Solver, gradient and duration."""
@@ -155,22 +158,9 @@ class ODEBlock(Lasting):
         else:
             out = self._solve_by(self.gradient, h, tally)
         if out.shape != h.shape or out.is_complex() != h.is_complex():
-            raise ValueError(
-                f"the field of {self.name!r} must return dh/dt in the shape of the state, and a state of shape "
-                f"{tuple(h.shape)}, {h.dtype} became {tuple(out.shape)}, {out.dtype}; make the last layer of the field "
-                "as wide as its input."
-            )
+            raise _wrong_slope(self.name, h, out)
         out = out.to(h.dtype)
         return out if out.stride() == h.stride() else _in_layout_of(h, out)
-
-    @torch.no_grad()
-    def _can_evaluate(self, h: Tensor) -> bool:
-        try:
-            with without_trace(self.field, h):
-                slope = self.field(0.0, h.detach())
-        except (RuntimeError, TypeError):
-            return False
-        return slope.shape == h.shape and slope.is_complex() == h.is_complex()
 
     def _solve_by(self, gradient: Gradient, h: Tensor, tally: Tally | None) -> Tensor:
         return solve(
@@ -238,13 +228,63 @@ class ODEBlock(Lasting):
         return NonFiniteStateError(block=self.name, time=time, step=where, evaluations=increments * stages)
 
 
+def _solver(solver: Any) -> Solver:
+    if not isinstance(solver, Solver):
+        raise TypeError(
+            f"a flow is solved by a FixedStep or an Adaptive, not {solver!r}; try FixedStep('rk4', steps=4)."
+        )
+    return solver
+
+
+_CHECKS: dict[str, Callable[[Any], Any]] = {"solver": _solver, "gradient": make_gradient}
+
+
+def _mistake(field: nn.Module, h: Tensor, block: str, error: Exception) -> Exception | None:
+    """What is wrong with a field, or with its state, if that is why it could not be evaluated."""
+    if isinstance(error, TypeError):
+        try:
+            inspect.signature(field.forward).bind(0.0, h)
+        except TypeError as unfit:
+            return TypeError(
+                f"a vector field is called as field(t, h), with the time and the state, and {type(field).__name__} of "
+                f"{block!r} cannot be: {unfit}. Give its forward the arguments t and h, though it may leave t aside."
+            )
+    elif "channels" in str(error):
+        return ValueError(
+            f"the field of {block!r} takes states of other channels than the {h.shape[1]} of this one, of shape "
+            f"{tuple(h.shape)}: {str(error).splitlines()[0]}. Give it a state (N, C, H, W) with the C of the field."
+        )
+    elif type(error) is RuntimeError:
+        return _misfit(field, h, block)
+    return None
+
+
+@torch.no_grad()
+def _misfit(field: nn.Module, h: Tensor, block: str) -> ValueError | None:
+    """What is wrong with the shape of dh/dt, which torchdiffeq adds to the state."""
+    try:
+        with without_trace(field, h):
+            slope = field(0.0, h.detach())
+    except Exception:  # an error of its own, which is the one to see
+        return None
+    fits = slope.shape == h.shape and slope.is_complex() == h.is_complex()
+    return None if fits else _wrong_slope(block, h, slope)
+
+
+def _wrong_slope(block: str, h: Tensor, slope: Tensor) -> ValueError:
+    return ValueError(
+        f"the field of {block!r} must return dh/dt in the shape of the state, and made {tuple(slope.shape)}, "
+        f"{slope.dtype}, of {tuple(h.shape)}, {h.dtype}; make its last layer as wide as its input."
+    )
+
+
 def flows_of(model: nn.Module) -> dict[str, ODEBlock]:
     """The flows of a model by their path in it, in the order of the model.
 
     Raises:
         ValueError: there is none.
     """
-    flows = {name or UNNAMED: m for name, m in model.named_modules() if isinstance(m, ODEBlock)}
+    flows = {name or "ODEBlock": m for name, m in model.named_modules() if isinstance(m, ODEBlock)}
     if not flows:
         raise ValueError(
             f"a model with flows is needed, and this {type(model).__name__} has no ODEBlock; make stages of it flows."

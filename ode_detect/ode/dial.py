@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .block import UNNAMED, ODEBlock, flows_of
+from .block import ODEBlock, flows_of
 from .diffeq import adaptive_methods, takes_steps
 from .gradients import check_solvable
 from .names import check_name
@@ -44,10 +44,13 @@ def find_flow(flows: Mapping[str, ODEBlock], name: str) -> str:
 
 
 def flow_names(flows: Mapping[str, ODEBlock]) -> dict[str, str]:
-    """What to call each flow, by path: the block's own name, or the path where it has none or not alone."""
+    """What to call each flow, by path: the block's own name, or the path where that name is not its alone."""
     names = [block.name for block in flows.values()]
-    own = {name for name in names if names.count(name) == 1 and name != UNNAMED}
-    return {path: block.name if block.name in own else path for path, block in flows.items()}
+    unnamed = "ODEBlock"  # what a block is called that was given no name
+    return {
+        path: block.name if names.count(block.name) == 1 and block.name != unnamed else path
+        for path, block in flows.items()
+    }
 
 
 @contextmanager

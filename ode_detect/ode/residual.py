@@ -132,19 +132,13 @@ def projection_of(block: nn.Module) -> str:
 
 def random_state(block: nn.Module, generator: torch.Generator) -> Tensor:
     """A state for a residual block, (2, C, 8, 8) with values on both sides of 6, where relu6 differs from relu."""
-    channels = next((c for m in block.modules() if (c := _taken(m)) is not None), None)
-    if channels is None:
+    convolutions = [m.in_channels for m in block.modules() if isinstance(m, _ConvNd)]
+    if not convolutions:
         raise ConversionError("it has no convolution")
-    return torch.randn(2, channels, 8, 8, generator=generator, device="cpu", dtype=torch.float32) * 4
-
-
-def _taken(layer: nn.Module) -> int | None:
-    """Channels that a convolution takes, or one that is split into several, each with a part of them (MixNet's)."""
-    if isinstance(layer, _ConvNd):
-        return layer.in_channels
-    parts = list(layer.children()) if isinstance(layer, nn.ModuleDict | nn.ModuleList) else []
-    convolutions = [part.in_channels for part in parts if isinstance(part, _ConvNd)]
-    return sum(convolutions) if parts and len(convolutions) == len(parts) else None
+    # A convolution may take a part of the channels (timm's MixedConv2d); the last normalisation has those of the sum.
+    widths = [getattr(m, "num_features", getattr(m, "num_channels", None)) for m in block.modules()]
+    channels = [width for width in widths if isinstance(width, int)][-1:] or convolutions
+    return torch.randn(2, channels[0], 8, 8, generator=generator, device="cpu", dtype=torch.float32) * 4
 
 
 def _numbered_path(layers: set[str]) -> list[str]:

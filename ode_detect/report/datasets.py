@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFo
 from numpy.typing import NDArray
 
 from .pictures import PictureError, draw_boxes
-from .plots import COLOURS, save_figure
+from .plots import COLOURS, letters_told, save_figure
 
 _INK, _GREY, _ANCHOR, _IGNORED = "#333333", "#B8C4CE", "#D55E00", "#AAAAAA"
 _TICKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -145,7 +145,8 @@ def sample_sheet(samples: Sequence[Sample], path: str | Path, *, title: str, col
         figure.figimage(pixels, left, height - top - pixels.shape[0], origin="upper")
         y += heights[row] + caption + gap if column == columns - 1 else 0
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    with letters_told():
+        canvas.draw()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +22,9 @@ from matplotlib.ticker import LogFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from ode_detect.report.rows import Comparison, shown_as
+
+logger = logging.getLogger("ode_detect.report")
+_NO_GLYPH = r"Glyph \d+ .* missing from"
 
 # Okabe and Ito's palette: these colours stay apart for colour-blind readers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -360,7 +368,29 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
         text.set_parse_math(False)
-    figure.savefig(path, facecolor="white")
+    with letters_told():
+        figure.savefig(path, facecolor="white")
+
+
+@contextmanager
+def letters_told() -> Iterator[None]:
+    """Log once that the font lacks letters of a name, where matplotlib warns of each one."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.filterwarnings("always", message=_NO_GLYPH)
+        yield
+    for warning in caught:
+        if re.match(_NO_GLYPH, str(warning.message)):
+            _say_letters_missing()
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+@functools.cache
+def _say_letters_missing() -> None:
+    logger.warning(
+        "the font of the plots lacks letters of some names, and boxes stand in their place; set font.family in your "
+        "matplotlibrc to a font that has them."
+    )
 
 
 def _parse(line: str) -> dict[str, Any] | None:

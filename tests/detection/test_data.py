@@ -80,8 +80,15 @@ def test_the_squares_are_what_the_tests_think(squares: Path) -> None:
     assert {a["image_id"] for a in content["annotations"]}.isdisjoint({3, 6})
 
 
-@pytest.mark.parametrize("content", ["{}", "not json", '{"images": [], "annotations": [], "categories": []}'])
-def test_annotations_that_cannot_be_used_are_refused(cfg: CfgNode, tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{}", "COCO JSON"),
+        ("not json", r"bad\.json is no JSON .* Export it again"),
+        ('{"images": [], "annotations": [], "categories": []}', "COCO JSON"),
+    ],
+)
+def test_annotations_that_cannot_be_used_are_refused(cfg: CfgNode, tmp_path: Path, content: str, said: str) -> None:
     (tmp_path / "bad.json").write_text(content)
     other = cfg.clone()
     other.DATASETS.CUSTOM = [
@@ -89,7 +96,7 @@ def test_annotations_that_cannot_be_used_are_refused(cfg: CfgNode, tmp_path: Pat
     ]
     other.DATASETS.TRAIN = (f"bad {tmp_path}",)
     register_datasets(other)
-    with pytest.raises(DatasetError, match="COCO JSON"):
+    with pytest.raises(DatasetError, match=said):
         train_data(other)
 
 
@@ -431,4 +438,6 @@ def test_the_network_has_the_key_points_of_the_data(cfg: CfgNode, squares: Path,
     with pytest.raises(DatasetError, match=r"has 17 key points .* has 2; set NUM_KEYPOINTS"):
         train_data(cfg)
     cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = 2
+    assert len(train_data(cfg)[0]) == 6, "as with Detectron2, pictures with fewer than MIN_KEYPOINTS_PER_IMAGE are out"
+    cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE = 0
     assert len(train_data(cfg)[0]) == 8

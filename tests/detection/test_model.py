@@ -166,7 +166,7 @@ def test_the_head_is_solved_as_the_config_and_the_dial_say() -> None:
     ids=["converted", "adaptive", "shared"],
 )
 def test_a_picture_without_detections_has_no_masks(more: tuple[str, ...]) -> None:
-    model = like_trained(build_model(config(C4, *MASKS, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "2.0", *more)))
+    model = like_trained(build_model(config(C4, *MASKS, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0", *more)))
     assert detections(model)["pred_masks"].shape == (0, 64, 64)
 
 

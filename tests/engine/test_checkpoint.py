@@ -9,7 +9,6 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_backbone, build_model
 from torch import nn
 
-import ode_detect.classification.model  # noqa: F401  registers the classifier
 from ode_detect.backbones import build_cifar_resnet
 from ode_detect.engine.checkpoint import Checkpointer
 from ode_detect.engine.config import add_ode_config, load_config

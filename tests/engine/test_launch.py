@@ -1,4 +1,5 @@
 import argparse
+import errno
 import io
 import os
 import signal
@@ -65,6 +66,7 @@ def test_a_mistake_of_ours_keeps_its_traceback(error: Exception) -> None:
     [
         MemoryError("Unable to allocate 9.09 TiB for an array"),
         MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000 bytes."),
     ],

@@ -77,7 +77,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
         4,
     ),
     "timm mobilenetv2": (timm_network("mobilenetv2_050", **small), 10),
-    "timm mixnet, split convolutions": (timm_network("mixnet_s", **small), 10),
+    # Its convolutions are split: each takes a part of the channels.
+    "timm mixnet": (timm_network("mixnet_s", **small), 10),
     "CIFAR resnet20": (lambda: CifarResNet(blocks=3), 7),
 }
 every_network = pytest.mark.parametrize(("make", "count"), NETWORKS.values(), ids=NETWORKS)

@@ -380,14 +380,15 @@ def test_more_blocks_than_there_are_cannot_be_kept(network):
         list(LeftOut(steps=1).grid(3.5))
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_flows_without_names_are_called_by_their_paths(count):
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer3 = nn.Sequential(*(ODEBlock(field=nn.Bilinear(2, 2, 2)) for _ in range(count)))
+def test_a_flow_without_a_name_goes_by_its_path():
+    network = nn.Sequential(nn.Identity(), ODEBlock(field=BasicField(channels=4)))
+    assert flow_names(flows_of(network)) == {"1": "1"}
+    with pytest.raises(ValueError, match="1"):
+        find_flow(flows_of(network), "layer3")
+    assert flow_names(flows_of(network[1])) == {"ODEBlock": "ODEBlock"}
 
-    with pytest.raises(ValueError, match=r"unknown flow 'layer4'; known are layer3\.0"):
-        set_solvers(Net(), steps={"layer4": 2})
-    with pytest.raises(ValueError, match=r"'layer3\.0'"):
-        set_solvers(Net(), steps={"layer3.0": 2}, method={"layer3.0": "dopri5"})
+
+def test_the_name_of_a_flow_in_errors_is_its_path_where_it_has_none():
+    network = nn.Sequential(nn.Identity(), ODEBlock(field=BasicField(channels=4), solver=FixedStep(projection="relu")))
+    with pytest.raises(ValueError, match="'1'"):
+        set_solvers(network, method="dopri5")

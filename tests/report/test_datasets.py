@@ -1,11 +1,15 @@
+import warnings
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from ode_detect.report.confusion import draw_confusion
 from ode_detect.report.datasets import Sample, class_table, plot_dataset, sample_sheet, size_table
+from ode_detect.report.overlays import Line, plot_lines
 from ode_detect.report.pictures import PictureError
+from ode_detect.report.plots import Panel, plot_panels
 
 NONE = np.zeros((0, 2))
 
@@ -41,6 +45,18 @@ def test_a_data_set_is_plotted(tmp_path: Path, boxes: np.ndarray, anchors: np.nd
     # Vermilion lines and squares stand for the anchors.
     vermilion = (np.abs(picture.astype(int) - [0x00, 0x5E, 0xD5]).sum(axis=2) < 30).any()
     assert vermilion == bool(len(boxes) and len(anchors))
+
+
+@pytest.mark.parametrize("name", [r"$\frac{$", "US$_front_5$", "$a\n$", "\u7ea2"])
+def test_the_name_of_a_class_is_no_formula(tmp_path: Path, name: str) -> None:
+    boxes = np.array([[3.0, 4.0], [30.0, 40.0]])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        plot_dataset(name, {name: 1, "b": 1}, boxes, boxes, tmp_path / "a.png", unit="pixels")
+        draw_confusion([[1, 2], [3, 4]], [name, "b"], tmp_path / "b.png", title=name)
+        plot_panels([Panel(name, name, {name: [(1.0, 2.0)]}, logarithmic=True)], name, tmp_path / "c.png")
+        plot_lines([Line(name, (0, 1), (0.1, 0.2))], tmp_path / "d.png", xlabel=name, ylabel=name, networks=[name])
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_samples_are_drawn_in_the_colours_of_their_classes(tmp_path: Path) -> None:

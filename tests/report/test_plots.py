@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +200,12 @@ def test_ratios_show_whether_their_aim_is_met(tmp_path: Path) -> None:
 def test_a_curve_has_as_many_x_as_y() -> None:
     with pytest.raises(ValueError, match="'F1' has 2 and 1"):
         Curve("F1", "x", "y", (0.0, 1.0), (0.0,))
+
+
+def test_letters_that_the_font_lacks_are_told_once(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
+    plots._say_letters_missing.cache_clear()
+    for name in ("a.png", "b.png"):
+        plot_panels([Panel("红细胞", "白细胞", {"红": [(0.0, 1.0), (1.0, 2.0)]})], "x", tmp_path / name)
+    assert said.text.count("the font of the plots lacks letters") == 1
+    with pytest.warns(DeprecationWarning, match="other"), plots.letters_told():
+        warnings.warn("other", DeprecationWarning, stacklevel=1)
