@@ -31,7 +31,9 @@ class Lasting(nn.Module):
     duration: float
 
     def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, _checked_duration(value) if name == "duration" else value)
+        if name == "duration":
+            value = _checked_duration(value)
+        super().__setattr__(name, value)
 
 
 class PiecewiseConstant(Lasting):

@@ -179,8 +179,7 @@ class Unchanged:
     """
 
     def __init__(self, field: nn.Module) -> None:
-        by_mode = [(path, m) for path, m in field.named_modules() if isinstance(m, _NormBase)]
-        unread = {id(layer) for _, layer in by_mode if layer.training}
+        unread = {id(m) for m in field.modules() if isinstance(m, _NormBase) and m.training}
         self._tensors = [
             (store, name, f"{path}.{name}".lstrip("."), tensor, version_of(tensor))
             for path, module in field.named_modules()

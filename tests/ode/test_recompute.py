@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from ode_detect.ode import Adaptive, Adjoint, Auto, Backprop, Checkpoint, FixedStep, GradientError, ODEBlock, Reversible
+from ode_detect.ode.dial import statistics_kept
 from ode_detect.ode.gradients import Gradient
 from ode_detect.ode.recompute import (
     Totals,
@@ -223,6 +224,10 @@ def test_modes_and_statistics_that_change_nothing_are_no_change(gradient) -> Non
     block, h, loss = _solved(gradient, STEPS, field, allow_stateful_field=True)
     (loss + block(h + 1).sum()).backward()
     assert h.grad is not None
+    with statistics_kept(block):
+        loss = block(h).square().sum()
+        field.norm.running_mean.add_(1)
+        loss.backward()
 
 
 def _penalty(gradient: Gradient, solver: FixedStep | Adaptive) -> tuple[Tensor, ...]:
