@@ -1,6 +1,6 @@
 """The ResNets of the CIFAR experiments: three stages of basic blocks, shortcuts without parameters."""
 
-from __future__ import annotations
+# No annotations as strings: TorchScript reads those of forward().
 
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,18 +1,21 @@
 """From a config to the flows that stand in place of the tail of a stage; every backbone builds its flows here."""
 
-from __future__ import annotations
+# No annotations as strings: TorchScript reads those of forward().
 
+import copy
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import CNNBlockBase
 from torch import Tensor, nn
 
-from ode_detect.ode import Adaptive, Checkpoint, FixedStep, ODEBlock, Reversible, in_pieces
+from ode_detect.ode import Adaptive, Checkpoint, FixedStep, HatFunctions, ODEBlock, Reversible, in_pieces
 from ode_detect.ode.fields import ACTIVATIONS, FIELDS, NORMS, Norm
-from ode_detect.ode.gradients import Gradient, make_gradient
+from ode_detect.ode.gradients import Gradient, make_gradient, scheme_for
 from ode_detect.ode.names import check_name
 from ode_detect.ode.solvers import TABLEAUS, Solver
 
@@ -34,6 +37,53 @@ class FlowBlock(CNNBlockBase):
     def forward(self, x: Tensor) -> Tensor:
         """The state at the end of time, shape of ``x``."""
         return self.flow(x)
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Return what ``torch.jit.script`` takes for this block: the steps of its flow, traced.
+
+        Raises:
+            ValueError: the flow does not take fixed steps, or blends its weights.
+        """
+        return ScriptedFlow(flow=self.flow, channels=self.in_channels)
+
+
+class ScriptedFlow(nn.Module):
+    """The steps of a flow as a graph, for TorchScript.
+
+    Args:
+        flow: in fixed steps; its weights are shared.
+        channels: C.
+
+    Raises:
+        ValueError: the flow does not take fixed steps, or blends its weights.
+    """
+
+    def __init__(self, *, flow: ODEBlock, channels: int) -> None:
+        super().__init__()
+        if isinstance(flow.field, HatFunctions):
+            raise ValueError(
+                f"a script evaluates layers as they are, and {flow.name!r} blends the weights of hat functions; export "
+                "it by ode_detect.ode.export_model, or build it with MODEL.ODE.PIECES piecewise."
+            )
+        if not isinstance(flow.solver, FixedStep):
+            raise ValueError(
+                f"a script has a fixed number of evaluations, and {flow.name!r} is solved by {flow.solver}, which "
+                "chooses its steps; set a FixedStep, by solver_override(model, method='rk4', steps=4) or "
+                "MODEL.ODE.METHOD and STEPS."
+            )
+        traced = copy.copy(flow)
+        traced.gradient, traced.check_finite = scheme_for(flow.gradient), False
+        weight = next(flow.parameters())
+        state = torch.zeros(1, channels, 8, 8, device=weight.device, dtype=weight.dtype)
+        with warnings.catch_warnings():
+            # Of shapes that are looked at, as group normalisation does: they are no part of the result.
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            self.steps = torch.jit.trace(traced, state, check_trace=False)
+        self.stride = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The state at the end of time, shape of ``x``."""
+        return self.steps(x)
 
 
 class ExtraChannels(CNNBlockBase):

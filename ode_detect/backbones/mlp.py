@@ -1,6 +1,6 @@
 """A network without convolutions, to compare with: one hidden layer on all pixels."""
 
-from __future__ import annotations
+# No annotations as strings: TorchScript reads those of forward().
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -30,10 +30,10 @@ class MLP(Backbone):
         Raises:
             ValueError: pictures of another size.
         """
-        if x.shape[1:] != (self.channels, self.side, self.side):
+        if list(x.shape[1:]) != [self.channels, self.side, self.side]:
             raise ValueError(
-                f"this MLP is built for pictures of {self.channels} x {self.side} x {self.side}, not "
-                f"{' x '.join(map(str, x.shape[1:]))}; set MODEL.MLP.SIZE to the side of the pictures."
+                f"this MLP is built for pictures of {[self.channels, self.side, self.side]}, not {list(x.shape[1:])}; "
+                "set MODEL.MLP.SIZE to the side of the pictures."
             )
         return {"hidden": self.hidden(x.flatten(1)).relu()[:, :, None, None]}
 

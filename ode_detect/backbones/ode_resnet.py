@@ -7,7 +7,7 @@ res5 (``MODEL.RESNETS.OUT_FEATURES [res4]``) leaves that stage to the head of a 
 `ode_detect.detection.model.ODERes5ROIHeads`.
 """
 
-from __future__ import annotations
+# No annotations as strings: TorchScript reads those of forward().
 
 from dataclasses import dataclass
 

@@ -6,7 +6,7 @@ ends in a convolution: normalisation and relu there would be followed by the sam
 transitions end in normalisation and relu, as in a ResNet.
 """
 
-from __future__ import annotations
+# No annotations as strings: TorchScript reads those of forward().
 
 import math
 from collections.abc import Sequence
@@ -74,19 +74,23 @@ class ODENet(Backbone):
     def __init__(self, *, stem: CNNBlockBase, stages: Sequence[Sequence[CNNBlockBase]]) -> None:
         super().__init__()
         self.stem = stem
-        self._shapes: dict[str, ShapeSpec] = {}
+        shapes: dict[str, ShapeSpec] = {}
         channels, stride = stem.out_channels, stem.stride
         for index, blocks in enumerate(stages, 1):
             self.add_module(f"s{index}", nn.Sequential(*blocks))
             channels = blocks[-1].out_channels if blocks else channels
             stride *= math.prod(block.stride for block in blocks)
-            self._shapes[f"s{index}"] = ShapeSpec(channels=channels, stride=stride)
+            shapes[f"s{index}"] = ShapeSpec(channels=channels, stride=stride)
+        self._shapes = shapes
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(N, C, H, W) -> the feature map of each stage; `output_shape` has their channels and strides."""
-        x, features = self.stem(x), {}
-        for name in self._shapes:
-            features[name] = x = self.get_submodule(name)(x)
+        x = self.stem(x)
+        features: dict[str, Tensor] = {}
+        for name, stage in self.named_children():
+            if name != "stem":
+                x = stage(x)
+                features[name] = x
         return features
 
     def output_shape(self) -> dict[str, ShapeSpec]:

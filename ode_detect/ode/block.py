@@ -6,7 +6,6 @@ import inspect
 import logging
 import threading
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +26,7 @@ from .gradients import (
     states,
 )
 from .memory import KeptBytes, MemoryReport, is_watched, plan
-from .pieces import duration_of
+from .pieces import Lasting, duration_of
 from .randomness import random_layers
 from .recompute import trained
 from .record import Observer, Tally
@@ -36,7 +35,7 @@ from .solvers import FixedStep, Solver
 _log = logging.getLogger(__name__)
 
 
-class ODEBlock(nn.Module):
+class ODEBlock(Lasting):
     """The flow of a vector field: h(0) -> h(duration), where dh/dt = field(t, h).
 
     Examples:
@@ -44,7 +43,8 @@ class ODEBlock(nn.Module):
         >>> block(torch.randn(1, 64, 32, 32)).shape
         torch.Size([1, 64, 32, 32])
 
-    The solver and the gradient are plain attributes: set ``block.solver`` to turn the dial of a trained block.
+    The solver and the gradient are plain attributes: set ``block.solver`` to turn the dial of a trained block. What is
+    set is checked as what is given here.
 
     Args:
         field: module called as ``field(t, h)``, with t a float (fixed steps) or a 0-d tensor (adaptive), that returns
@@ -81,13 +81,12 @@ class ODEBlock(nn.Module):
         check_finite: bool | None = None,
     ) -> None:
         super().__init__()
-        if not allow_stateful_field:
-            _check_stateless(field)
+        self.allow_stateful_field = allow_stateful_field
         self.field = field
         self.solver: Solver = solver if solver is not None else FixedStep()
-        self.gradient: Gradient = make_gradient(gradient, memory_budget)
+        self.gradient = make_gradient(gradient, memory_budget)
         check_solvable(self.gradient, self.solver, name)
-        self.duration: float = duration_of(field) if duration is None else duration
+        self.duration = duration_of(field) if duration is None else duration
         self.name = name
         self.check_finite = check_finite
         self.memory: MemoryReport | None = None
@@ -95,15 +94,13 @@ class ODEBlock(nn.Module):
         self.observers: dict[int, list[Observer]] = {}
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; solver, gradient and duration are checked as in the constructor."""
-        super().__setattr__(name, _CHECKS[name](value) if name in _CHECKS else value)
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        """What ``torch.jit.script`` asks for."""
-        raise TypeError(
-            "torch.jit.script reads the source of a network, and a solver is Python that it cannot read; the network "
-            f"has the flow {self.name!r}. Write it by export_model, for torch.export or ONNX."
-        )
+        if name == "field" and not getattr(self, "allow_stateful_field", True):
+            _check_stateless(value)
+        elif name == "solver" and not isinstance(value, Solver):
+            raise TypeError(
+                f"a flow is solved by a FixedStep or an Adaptive, not {value!r}; try FixedStep('rk4', steps=4)."
+            )
+        super().__setattr__(name, make_gradient(value) if name == "gradient" else value)
 
     def forward(self, h: Tensor) -> Tensor:
         """Solve.
@@ -223,23 +220,6 @@ class ODEBlock(nn.Module):
         time = self.duration * index / solver.steps
         increments = 2 * index - 1 if coupled and index else index
         return NonFiniteStateError(block=self.name, time=time, step=where, evaluations=increments * stages)
-
-
-def _solver(solver: Any) -> Solver:
-    if not isinstance(solver, Solver):
-        raise TypeError(
-            f"a flow is solved by a FixedStep or an Adaptive, not {solver!r}; try FixedStep('rk4', steps=4)."
-        )
-    return solver
-
-
-def _duration(duration: Any) -> float:
-    if not 0 < float(duration) < float("inf"):
-        raise ValueError(f"the duration of a flow must be a number above 0, not {duration!r}; 1.0 is usual.")
-    return float(duration)
-
-
-_CHECKS: dict[str, Callable[[Any], Any]] = {"solver": _solver, "gradient": make_gradient, "duration": _duration}
 
 
 def _mistake(field: nn.Module, h: Tensor, block: str, error: Exception) -> Exception | None:

@@ -4,7 +4,7 @@ The convolutions are named as in Detectron2's residual blocks (``conv1.weight``,
 pretrained blocks load into them. The last layer of a new field is zero: a new flow is the identity.
 """
 
-from __future__ import annotations
+# No annotations as strings: TorchScript reads those of forward().
 
 import math
 from collections.abc import Callable
@@ -91,7 +91,7 @@ class _Conv(nn.Conv2d):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(super().forward(x))
+        return self.norm(self._conv_forward(x, self.weight, self.bias))
 
     def start_at_zero(self) -> None:
         """Make the output zero, by the learnt weight that is nearest to it."""

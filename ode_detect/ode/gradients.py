@@ -133,12 +133,22 @@ class Adjoint:
         rtol: relative tolerance of the backward solve; that of the solver if None.
         atol: absolute tolerance of the backward solve; that of the solver if None.
 
+    Raises:
+        ValueError: a tolerance that is not above 0.
+
     Source: Chen et al. 2018, "Neural Ordinary Differential Equations".
     """
 
     seminorm: bool = True
     rtol: float | None = None
     atol: float | None = None
+
+    def __post_init__(self) -> None:
+        if not all(value is None or value > 0 for value in (self.rtol, self.atol)):
+            raise ValueError(
+                f"tolerances must be above 0, not rtol={self.rtol}, atol={self.atol}; leave them out for those of the "
+                "solver."
+            )
 
 
 Gradient = Backprop | Checkpoint | Reversible | Adjoint | Auto

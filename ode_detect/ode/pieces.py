@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,21 @@ from .solvers import grid_point
 PIECES = ("constant", "piecewise", "hat")
 
 
-class PiecewiseConstant(nn.Module):
+class Lasting(nn.Module):
+    """A module with a duration, which is checked whenever it is set.
+
+    Attributes:
+        duration: the end of time, > 0.
+    """
+
+    duration: float
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        checked: Any = _checked_duration(value) if name == "duration" else value
+        super().__setattr__(name, checked)
+
+
+class PiecewiseConstant(Lasting):
     """K vector fields, one after the other, each for an equal part of the time: one unit if no duration is given.
 
     Args:
@@ -33,7 +48,7 @@ class PiecewiseConstant(nn.Module):
 
     def __init__(self, pieces: Sequence[nn.Module], *, duration: float | None = None) -> None:
         super().__init__()
-        self.duration = _checked_duration(pieces, duration)
+        self.duration = _duration_for(pieces, duration)
         self.pieces = nn.ModuleList(pieces)
 
     def forward(self, t: float | Tensor, h: Tensor) -> Tensor:
@@ -64,7 +79,7 @@ class PiecewiseConstant(nn.Module):
         return float(torch.tensor(start, dtype=t.dtype)) if isinstance(t, Tensor) else start
 
 
-class HatFunctions(nn.Module):
+class HatFunctions(Lasting):
     """Weights that are linear in time between K knots, evenly spread over the time, from its start to its end.
 
     The weights at time t are the blend of those of the two nearest knots (finite elements of order one; Queiruga et
@@ -83,7 +98,7 @@ class HatFunctions(nn.Module):
 
     def __init__(self, knots: Sequence[nn.Module], *, duration: float | None = None) -> None:
         super().__init__()
-        self.duration = _checked_duration(knots, duration)
+        self.duration = _duration_for(knots, duration)
         shapes = [shapes_of(knot) for knot in knots]
         for index, other in enumerate(shapes):
             unlike = sorted(name for name in {*shapes[0], *other} if shapes[0].get(name) != other.get(name))
@@ -171,16 +186,17 @@ def _shape(shapes: dict[str, torch.Size], name: str) -> str:
     return str(tuple(shapes[name])) if name in shapes else "absent"
 
 
-def _checked_duration(fields: Sequence[nn.Module], duration: float | None) -> float:
+def _duration_for(fields: Sequence[nn.Module], duration: float | None) -> float:
     if len(fields) == 0:
         raise ValueError("a field in pieces was given no piece; give at least one field")
-    value = float(len(fields) if duration is None else duration)
-    if not 0 < value < math.inf:
-        raise ValueError(
-            f"the duration of a field in pieces must be a number above 0, not {duration!r}; "
-            f"leave it out for {len(fields)}, one unit of time a piece."
-        )
-    return value
+    value = len(fields) if duration is None else duration
+    return _checked_duration(value, f"leave it out for {len(fields)}, one unit of time a piece")
+
+
+def _checked_duration(value: float, cure: str = "1.0 is usual") -> float:
+    if not 0 < float(value) < math.inf:
+        raise ValueError(f"the duration of a flow must be a number above 0, not {value!r}; {cure}.")
+    return float(value)
 
 
 def _as_float(t: float | Tensor) -> float:

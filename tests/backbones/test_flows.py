@@ -94,3 +94,38 @@ def test_batch_statistics_at_several_times_are_refused() -> None:
 def test_counts_out_of_range_are_refused(ode: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_flows(config(**ode))
+
+
+# --- TorchScript ---
+
+scripted = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore:`torch.jit:FutureWarning")
+
+
+@scripted
+@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize(("pieces", "method"), [("constant", "rk4"), ("piecewise", "euler"), ("piecewise", "heun")])
+def test_a_flow_becomes_a_script(name: str, pieces: str, method: str) -> None:
+    flow = nn.Sequential(*make_flows(config(FIELD=name, PIECES=pieces, METHOD=method, STEPS=4, EXTRA_CHANNELS=8), TAIL))
+    for parameter in flow.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    h = torch.randn(2, 8, 5, 6, requires_grad=True)
+    out = flow(h)
+    out.square().sum().backward()
+    expected = [h.grad, *(p.grad for p in flow.parameters())]
+    script = torch.jit.script(flow)
+    h.grad = None
+    flow.zero_grad()
+    torch.testing.assert_close(script(h), out)
+    script(h).square().sum().backward()
+    for found, wanted in zip([h.grad, *(p.grad for p in script.parameters())], expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@scripted
+@pytest.mark.parametrize(
+    ("ode", "message"),
+    [({"METHOD": "dopri5"}, "set a FixedStep, by solver_override"), ({"PIECES": "hat"}, "MODEL.ODE.PIECES piecewise")],
+)
+def test_a_flow_that_is_no_script_says_what_to_do(ode: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"'s1\.flow' .*{message}"):
+        torch.jit.script(nn.Sequential(*make_flows(config(**ode), TAIL)))

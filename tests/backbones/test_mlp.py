@@ -41,7 +41,7 @@ def test_the_hidden_units_see_all_pixels() -> None:
 
 
 def test_pictures_of_another_size_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"1 x 28 x 28, not 1 x 32 x 28; set MODEL\.MLP\.SIZE"):
+    with pytest.raises(ValueError, match=r"\[1, 28, 28\], not \[1, 32, 28\]; set MODEL\.MLP\.SIZE"):
         build_mlp_backbone(config(), PICTURE)(torch.zeros(2, 1, 32, 28))
 
 

@@ -1,3 +1,4 @@
+import importlib
 import re
 
 import pytest
@@ -431,3 +432,22 @@ def test_a_detector_is_built_and_trains() -> None:
     with torch.no_grad():
         (output,) = model([{"image": torch.zeros(3, 64, 64, dtype=torch.uint8), "height": 64, "width": 64}])
     assert output["instances"].image_size == (64, 64)
+
+
+# --- TorchScript ---
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore:`torch.jit:FutureWarning")
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("depth", [18, 50])
+def test_a_backbone_becomes_a_script_as_detectron2s_does(depth: int, role: str) -> None:
+    importlib.import_module("detectron2.export")  # which makes Detectron2's own ResNet and pyramid scriptable
+    cfg = config(depth, ROLE=role)
+    cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    backbone = build_ode_resnet_fpn_backbone(cfg, PICTURE).eval()
+    picture = torch.randn(1, 3, 64, 96)
+    script = torch.jit.script(backbone)
+    with torch.no_grad():
+        found, expected = script(picture), backbone(picture)
+    assert {name: tensor.shape for name, tensor in found.items()} == {n: t.shape for n, t in expected.items()}
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())

@@ -172,3 +172,14 @@ def test_unknown_names_list_the_known_ones() -> None:
         build_odenet_backbone(config("basic", "STEM", "con"), PICTURE)
     with pytest.raises(UnknownNameError, match=r"BN, GN, LN.*Did you mean 'GN'"):
         build_odenet_backbone(config("basic", "NORM", "gn"), PICTURE)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore:`torch.jit:FutureWarning")
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("field", ["auto", "preact"])
+def test_a_backbone_becomes_a_script(field: str, role: str) -> None:
+    backbone = build_odenet_backbone(config(field, "CHANNELS", [8, 16], "BLOCKS", [2, 2], ROLE=role), PICTURE).eval()
+    picture = torch.randn(2, 1, 16, 24)
+    found, expected = torch.jit.script(backbone)(picture), backbone(picture)
+    assert list(found) == list(expected) == ["s1", "s2"]
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())

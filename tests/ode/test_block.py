@@ -286,12 +286,6 @@ def test_a_mistake_inside_of_a_field_stays_as_it_is():
         ODEBlock(field=Broken())(torch.randn(2, 4, 4, 4))
 
 
-def test_scripting_says_what_to_take_instead():
-    block = ODEBlock(field=BasicField(channels=4), solver=FixedStep("rk4", steps=2), name="res4").eval()
-    with pytest.raises(TypeError, match=r"has the flow 'res4'\. Write it by export_model"):
-        torch.jit.script(nn.Sequential(block))
-
-
 @pytest.mark.parametrize("solver", ["rk4", FixedStep, 4])
 def test_a_solver_is_a_value(solver):
     with pytest.raises(TypeError, match=r"a FixedStep or an Adaptive, not .*try FixedStep"):
@@ -591,3 +585,34 @@ def test_weight_gradients_of_many_steps_under_autocast(gradient, lively):
         found.append([block.field.conv1.weight.grad, block.field.conv2.weight.grad])
     for ours, exact in zip(*found, strict=True):
         assert float((ours - exact).norm() / exact.norm()) < 0.015
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "error", "message"),
+    [
+        ("duration", -1, ValueError, "a number above 0, not -1"),
+        ("duration", float("nan"), ValueError, "a number above 0, not nan"),
+        ("solver", "rk4", TypeError, "a FixedStep or an Adaptive, not 'rk4'"),
+        ("gradient", "adjiont", ValueError, "unknown gradient 'adjiont'.*'adjoint'"),
+        ("gradient", None, ValueError, "unknown gradient None"),
+        ("field", nn.BatchNorm2d(4), ValueError, "must not depend on batch statistics"),
+    ],
+)
+def test_what_is_set_after_construction_is_checked_too(attribute, value, error, message, build):
+    block = build()
+    before = getattr(block, attribute)
+    with pytest.raises(error, match=message):
+        setattr(block, attribute, value)
+    assert getattr(block, attribute) is before
+
+
+def test_what_may_be_set_after_construction(build):
+    block = build("piecewise")
+    block.gradient, block.duration, block.solver = "checkpoint", 3, FixedStep("rk4", steps=2)
+    assert (block.gradient, block.duration) == (Checkpoint(), 3.0)
+    block.field = BasicField(channels=4)
+    insisted = ODEBlock(field=nn.BatchNorm2d(4), allow_stateful_field=True)
+    insisted.field = nn.BatchNorm2d(4)
+    for lasting in (build("piecewise").field, build("hat").field):
+        with pytest.raises(ValueError, match="must be a number above 0, not 0"):
+            lasting.duration = 0
