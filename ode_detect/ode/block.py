@@ -6,7 +6,6 @@ import inspect
 import logging
 import threading
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -44,7 +43,8 @@ class ODEBlock(Lasting):
         >>> block(torch.randn(1, 64, 32, 32)).shape
         torch.Size([1, 64, 32, 32])
 
-    The solver and the gradient are plain attributes: set ``block.solver`` to turn the dial of a trained block.
+    The solver and the gradient are plain attributes: set ``block.solver`` to turn the dial of a trained block. What is
+    set is checked as what is given here.
 
     Args:
         field: module called as ``field(t, h)``, with t a float (fixed steps) or a 0-d tensor (adaptive), that returns
@@ -84,9 +84,9 @@ class ODEBlock(Lasting):
         self.allow_stateful_field = allow_stateful_field
         self.field = field
         self.solver: Solver = solver if solver is not None else FixedStep()
-        self.gradient: Gradient = make_gradient(gradient, memory_budget)
+        self.gradient = make_gradient(gradient, memory_budget)
         check_solvable(self.gradient, self.solver, name)
-        self.duration: float = duration_of(field) if duration is None else duration
+        self.duration = duration_of(field) if duration is None else duration
         self.name = name
         self.check_finite = check_finite
         self.memory: MemoryReport | None = None
@@ -94,16 +94,20 @@ class ODEBlock(Lasting):
         self.observers: dict[int, list[Observer]] = {}
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; field, solver, gradient and duration are checked as in the constructor."""
         if name == "field" and not getattr(self, "allow_stateful_field", True):
             _check_stateless(value)
-        super().__setattr__(name, _CHECKS[name](value) if name in _CHECKS else value)
+        elif name == "solver" and not isinstance(value, Solver):
+            raise TypeError(
+                f"a flow is solved by a FixedStep or an Adaptive, not {value!r}; try FixedStep('rk4', steps=4)."
+            )
+        super().__setattr__(name, make_gradient(value) if name == "gradient" else value)
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What ``torch.jit.script`` asks for."""
         raise TypeError(
             "torch.jit.script reads the source of a network, and a solver is Python that it cannot read; the network "
-            f"has the flow {self.name!r}. Write it by export_model, for torch.export or ONNX."
+            f"has the flow {self.name!r}, in no backbone of ours, which know the shape of its state. Write it by "
+            "export_model, for torch.export or ONNX."
         )
 
     def forward(self, h: Tensor) -> Tensor:
@@ -116,7 +120,7 @@ class ODEBlock(Lasting):
             The state at the end of time, same shape, dtype, device and memory format.
 
         Raises:
-            ValueError: a state of integers, or one that the field cannot be evaluated on.
+            ValueError: a state of integers, or of other channels than the field takes or gives.
             TypeError: the field is not one that is called as ``field(t, h)``.
             SolveError: the solve failed; the subclass says how.
         """
@@ -226,17 +230,6 @@ class ODEBlock(Lasting):
         time = self.duration * index / solver.steps
         increments = 2 * index - 1 if coupled and index else index
         return NonFiniteStateError(block=self.name, time=time, step=where, evaluations=increments * stages)
-
-
-def _solver(solver: Any) -> Solver:
-    if not isinstance(solver, Solver):
-        raise TypeError(
-            f"a flow is solved by a FixedStep or an Adaptive, not {solver!r}; try FixedStep('rk4', steps=4)."
-        )
-    return solver
-
-
-_CHECKS: dict[str, Callable[[Any], Any]] = {"solver": _solver, "gradient": make_gradient}
 
 
 def _mistake(field: nn.Module, h: Tensor, block: str, error: Exception) -> Exception | None:

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from .block import ODEBlock
 from .gradients import scheme_for
 from .names import check_name
-from .optimize import InferenceFlow, named_tensors
-from .packing import PackedBranch, PackedConv2d
+from .optimize import is_optimized, named_tensors
 from .solvers import FixedStep
 
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -74,8 +73,8 @@ def export_model(
         tolerance: the largest difference of an output, as a share of its largest value.
 
     Raises:
-        ExportError: an adaptive solver, a package that is missing, a network that cannot be traced, or outputs that
-            differ.
+        ExportError: a copy optimised for inference, an adaptive solver, a package that is missing, a network that
+            cannot be traced, or outputs that differ.
         UnknownNameError: an unknown format.
     """
     write = FORMATS[check_name(format, FORMATS, "format")]
@@ -92,14 +91,8 @@ def export_model(
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1)},) if dynamic_batch else None,
             )
         except Exception as error:  # tracing can fail in any way
-            reason = f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
-            if any(isinstance(part, InferenceFlow | PackedBranch | PackedConv2d) for part in traced.modules()):
-                raise ExportError(
-                    f"a copy that optimize_for_inference made is laid out for this machine, and cannot be traced "
-                    f"{reason}; export the network that it is a copy of."
-                ) from error
             raise ExportError(
-                f"the network cannot be traced into one graph {reason}; "
+                f"the network cannot be traced into one graph ({type(error).__name__}: {str(error).splitlines()[0]}); "
                 "its forward must not depend on the values of tensors"
                 + (", nor on the number of pictures: try dynamic_batch=False." if dynamic_batch else ".")
             ) from error
@@ -122,6 +115,11 @@ def export_model(
 
 
 def _ready(model: nn.Module) -> nn.Module:
+    if is_optimized(model):
+        raise ExportError(
+            "a graph is made of a network as it was trained, and this one is a copy that optimize_for_inference or "
+            "optimize_detector laid out for this machine; export the original. What runs the graph optimises it itself."
+        )
     clone = copy.deepcopy(model).eval().requires_grad_(False)
     for name, block in clone.named_modules():
         if not isinstance(block, ODEBlock):

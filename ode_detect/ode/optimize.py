@@ -224,6 +224,11 @@ def copy_for_inference(model: nn.Module) -> Prepared:
     return Prepared(clone, folding)
 
 
+def is_optimized(model: nn.Module) -> bool:
+    """Whether a model, or a part of it, was made by `copy_for_inference`."""
+    return any(hook is _refuse_training for m in model.modules() for hook in m._forward_pre_hooks.values())
+
+
 def compute_in(module: nn.Module, precision: str, *, packed: bool = True) -> None:
     """Lay out a network for a precision, in place: dtype, channels last, packed weights where there is oneDNN."""
     module.to(dtype=PRECISIONS[precision]).to(memory_format=torch.channels_last)

@@ -31,9 +31,8 @@ class Lasting(nn.Module):
     duration: float
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "duration":
-            value = _checked_duration(value)
-        super().__setattr__(name, value)
+        checked: Any = _checked_duration(value) if name == "duration" else value
+        super().__setattr__(name, checked)
 
 
 class PiecewiseConstant(Lasting):

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pycocotools.mask
@@ -38,6 +39,7 @@ from ode_detect.engine.convert import read_weights
 from ode_detect.engine.weights import CheckpointError
 from ode_detect.media.errors import DatasetError
 from ode_detect.media.images import read_image, read_size
+from ode_detect.media.names import one_line
 
 from ..conftest import QUICKSTART
 
@@ -228,6 +230,28 @@ def test_voc_bytes(folder: Path, data: bytes) -> None:
     (folder / "xml").mkdir(exist_ok=True)
     (folder / "xml" / "1.xml").write_bytes(data)
     read_as_tools_do(Source("xml", folder / "images", folder / "xml"))
+
+
+@fuzzed
+@given(
+    changes=st.lists(
+        st.tuples(st.integers(0, 99), st.sampled_from(["set", "set", "delete", "repeat"]), words | numbers)
+    )
+)
+def test_voc_content(folder: Path, changes: list[tuple[int, str, Any]]) -> None:
+    root = ElementTree.fromstring(VOC_XML)
+    for place, way, value in changes:
+        every = [(parent, child) for parent in root.iter() for child in parent]
+        parent, child = every[place % len(every)] if every else (root, root)
+        if way == "set":
+            child.text = one_line(str(value)) if isinstance(value, str) else format(value)
+        elif way == "delete" and child is not root:
+            parent.remove(child)
+        elif child is not root:
+            parent.append(copy.deepcopy(child))
+    (folder / "voc").mkdir(exist_ok=True)
+    (folder / "voc" / "1.xml").write_bytes(ElementTree.tostring(root))
+    read_as_tools_do(Source("voc", folder / "images", folder / "voc"))
 
 
 CONFIG: dict[str, Any] = {

@@ -286,12 +286,6 @@ def test_a_mistake_inside_of_a_field_stays_as_it_is():
         ODEBlock(field=Broken())(torch.randn(2, 4, 4, 4))
 
 
-def test_scripting_says_what_to_take_instead():
-    block = ODEBlock(field=BasicField(channels=4), solver=FixedStep("rk4", steps=2), name="res4").eval()
-    with pytest.raises(TypeError, match=r"has the flow 'res4'\. Write it by export_model"):
-        torch.jit.script(nn.Sequential(block))
-
-
 @pytest.mark.parametrize("solver", ["rk4", FixedStep, 4])
 def test_a_solver_is_a_value(solver):
     with pytest.raises(TypeError, match=r"a FixedStep or an Adaptive, not .*try FixedStep"):
@@ -632,5 +626,12 @@ class Wider(nn.Module):
 @pytest.mark.parametrize("solver", [FixedStep(), Adaptive()], ids=str)
 def test_a_slope_of_another_shape_or_kind_is_told_in_words(solver):
     for field in (Wider(), Turning()):
-        with pytest.raises(ValueError, match=r"the field of 'ODEBlock' .*returns? dh/dt in the shape of"):
+        with pytest.raises(ValueError, match=r"the field of 'ODEBlock' must return dh/dt in the shape of"):
             ODEBlock(field=field, solver=solver)(torch.ones(1, 2, 1, 3))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore:`torch.jit:FutureWarning")
+def test_scripting_a_block_alone_says_what_to_take_instead():
+    block = ODEBlock(field=BasicField(channels=4), solver=FixedStep("rk4", steps=2), name="res4").eval()
+    with pytest.raises(TypeError, match=r"has the flow 'res4', .* Write it by export_model"):
+        torch.jit.script(nn.Sequential(block))

@@ -4,7 +4,6 @@ import importlib
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import nn
 
 from ode_detect.ode import (
@@ -17,7 +16,6 @@ from ode_detect.ode import (
     PiecewiseConstant,
     export,
     optimize_for_inference,
-    to_ode,
 )
 from ode_detect.ode.export import ExportError
 from ode_detect.ode.export import export_model as write
@@ -189,11 +187,10 @@ def test_outputs_without_a_name_are_refused(tmp_path):
         write(Odd(), torch.randn(2, 3), tmp_path / "n", format="torch")
 
 
-def test_an_optimised_copy_is_not_to_be_exported(tmp_path):
-    network = to_ode(torchvision.models.resnet18(num_classes=5).eval())[0]
-    picture = torch.randn(2, 3, 32, 32)
-    fast, done = optimize_for_inference(network, picture)
-    if not done.packed:
-        pytest.skip("on this machine nothing is laid out for oneDNN")
-    with pytest.raises(ExportError, match="export the network that it is a copy of"):
-        write(fast, picture, tmp_path / "x.pt2", format="torch")
+@pytest.mark.parametrize("inside", [False, True])
+def test_an_optimised_copy_is_refused_with_what_to_export(inside, tmp_path):
+    original, example = Pyramid(flow()).eval(), torch.randn(1, 3, 8, 8)
+    fast, _ = optimize_for_inference(original, example, precision="bfloat16", tolerance=0.9)
+    model = nn.Sequential(nn.Identity(), fast) if inside else fast
+    with pytest.raises(ExportError, match="export the original"):
+        write(model, example, tmp_path / "fast.pt2", format="torch")
