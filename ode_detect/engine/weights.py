@@ -172,7 +172,10 @@ class _Dtype:
     def read(self, data: bytes | str, shape: tuple[int, ...], order: str) -> NDArray[Any]:
         """An array of its own memory, in the order of bytes of this machine."""
         # Python 2 has written its bytes as text.
-        raw = data.encode("latin1") if isinstance(data, str) else bytes(data)
+        raw = data.encode("latin1") if isinstance(data, str) else data
+        if not isinstance(raw, (bytes, bytearray)):
+            # A number, say, from which bytes() makes as many zeros.
+            raise pickle.UnpicklingError("it holds an array whose numbers are not written as bytes")
         if not all(type(n) is int and n >= 0 for n in shape):
             raise pickle.UnpicklingError("it holds an array whose shape is not one of whole numbers")
         values = np.frombuffer(raw, self.numpy).reshape(shape, order="F" if order == "F" else "C")

@@ -86,6 +86,9 @@ FORGED = {
     "a shape that its bytes do not fill": Call(
         _reconstruct, np.ndarray, (0,), b"b", state=(1, (10**12,), np.dtype("f8"), False, b"0" * 8)
     ),
+    "a number in the place of bytes": Call(
+        _reconstruct, np.ndarray, (0,), b"b", state=(1, (8,), np.dtype("f8"), False, 64)
+    ),
     "another function of numpy": Call(np.fromfile, "/etc/hostname"),
     "a function of the standard library": Call(print, "code was run"),
     "an attribute of what is allowed": Call(OrderedDict.fromkeys, ["a"]),
