@@ -9,7 +9,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -200,13 +201,9 @@ JUDGES: dict[str, Callable[[Outcome], None]] = {
 FOUND = sorted(path.parent.name for path in CASES.glob("*/run.sh"))
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", sorted(JUDGES))
-def test_a_case_has_its_outcome(name: str, tmp_path: Path) -> None:
-    if name not in FOUND:
-        pytest.skip(f"needs {name}: put it into ../shared/cases, or beside $ODE_DETECT_SHARED_DATA")
-    environment = {**os.environ, "PY": sys.executable, "ROOT": str(ROOT), "WORK": str(tmp_path / "work")}
+def run(name: str, folder: Path) -> Outcome:
+    """Run a case in a folder."""
+    environment = {**os.environ, "PY": sys.executable, "ROOT": str(ROOT), "WORK": str(folder)}
     environment |= {"CASES": FEWER[name]} if name in FEWER else {}
     done = subprocess.run(
         ["bash", str(CASES / name / "run.sh")],
@@ -218,7 +215,25 @@ def test_a_case_has_its_outcome(name: str, tmp_path: Path) -> None:
         timeout=850,
         check=False,
     )
-    JUDGES[name](Outcome(done.stdout, tmp_path / "work"))
+    return Outcome(done.stdout, folder)
+
+
+@pytest.fixture(scope="module")
+def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """The cases that were asked for, two at a time, since a file of tests stays in one process; each by its name."""
+    asked = [item.callspec.params["name"] for item in request.session.items if "running" in item.fixturenames]
+    pool = ThreadPoolExecutor(2)
+    yield {name: pool.submit(run, name, tmp_path_factory.mktemp(name)) for name in asked if name in FOUND}
+    pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", sorted(JUDGES))
+def test_a_case_has_its_outcome(name: str, running: dict[str, Future[Outcome]]) -> None:
+    if name not in running:
+        pytest.skip(f"needs {name}: put it into ../shared/cases, or beside $ODE_DETECT_SHARED_DATA")
+    JUDGES[name](running[name].result())
 
 
 def test_every_case_has_a_judge() -> None:
