@@ -12,11 +12,10 @@ from detectron2.evaluation.evaluator import inference_context
 from detectron2.structures import BoxMode
 from torch import nn
 
+from ode_detect.detection.data.datasets import read_dataset
+from ode_detect.detection.data.mapper import Mapper
 from ode_detect.media.images import read_image
 from ode_detect.media.names import printable
-
-from .data import read_dataset
-from .mapper import Mapper
 
 
 def detections(cfg: CfgNode, model: nn.Module, name: str, *, count: int) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from detectron2.utils import comm
 
-from ode_detect.report.files import remove_partials
+from ode_detect.media.files import remove_partials
 
 from .config import ConfigError
 from .processes import from_main

@@ -20,12 +20,13 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
+from ode_detect.media.files import read_object
 from ode_detect.media.places import refuse_as_path
 from ode_detect.ode import ODEBlock, record_solves
 from ode_detect.ode.record import MultiplyAdds
-from ode_detect.report.files import read_object
 from ode_detect.report.plots import plot_losses, plot_metric, read_metrics
 from ode_detect.report.results import Results, Row
+from ode_detect.task import Task
 
 from .checkpoint import Checkpointer, Coverage
 from .classes import match_classes
@@ -38,7 +39,6 @@ from .provenance import provenance
 from .records import begun_config, changes_to, finished_results, holds_run, in_words, write_records
 from .scaling import linear_rule, scaled_to_processes
 from .stream import seed_everything
-from .task import Task
 from .tasks import get_task
 from .trainer import Trainer, build_network
 from .weights import CheckpointError

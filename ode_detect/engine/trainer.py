@@ -28,18 +28,18 @@ from torch.utils.data import DataLoader
 from ode_detect.media.errors import DatasetError
 from ode_detect.ode import ODEBlock, SolveRecord, record_solves
 from ode_detect.ode.dial import set_solvers
+from ode_detect.task import Task
 
-from .averaging import HandedOut
 from .checkpoint import Checkpointer
 from .classes import match_classes
 from .config import ConfigError, flow_settings, tolerances
+from .ema import HandedOut
 from .metrics import LogWriter
 from .optimizer import build_optimizer, build_scheduler, optimizer_state, parameter_names
 from .processes import agreed, average_gradients, averaged, broadcast_state, data_parallel, from_main
 from .sampling import drawn_by_picture, seed_iteration, shared_generator
 from .second_pass import make_second_pass
 from .stream import build_stream
-from .task import Task
 from .watch import WatchBoxes
 from .weights import CheckpointError
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ode_detect.ode.backward.recompute import trained, without_trace
+
 from .errors import NonFiniteStateError
 from .gradients import (
     Auto,
@@ -28,7 +30,6 @@ from .gradients import (
 from .memory import KeptBytes, MemoryReport, is_watched, plan
 from .pieces import Lasting, duration_of
 from .randomness import random_layers
-from .recompute import trained, without_trace
 from .record import Observer, Tally
 from .solvers import FixedStep, Solver
 

@@ -15,9 +15,10 @@ from torchdiffeq._impl.misc import Perturb
 from torchdiffeq._impl.odeint import SOLVERS
 from torchdiffeq._impl.solvers import FixedGridODESolver
 
+from ode_detect.ode.backward.recompute import Unchanged, check_differentiated_once
+
 from .errors import NonFiniteStateError, SolveError, StepUnderflowError, TooManyEvaluationsError
 from .pieces import segments_of
-from .recompute import Unchanged, check_differentiated_once
 from .record import Tally
 from .solvers import TABLEAUS, Adaptive, FixedStep, Solver, Tableau, advance, grid_point, runge_kutta_step
 

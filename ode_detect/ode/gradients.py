@@ -19,11 +19,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ode_detect.ode.backward.recompute import Grid, recomputing, solve_from_every, solve_from_few, summing_in_float32
+from ode_detect.ode.backward.reversible import coupled, in_precision_of_pair, solve_reversibly
+
 from . import diffeq
 from .names import check_name
-from .recompute import Grid, recomputing, solve_from_every, solve_from_few, summing_in_float32
 from .record import Tally
-from .reversible import coupled, in_precision_of_pair, solve_reversibly
 from .solvers import Adaptive, Evaluate, FixedStep, Solver, check_count, slopes_of_step
 
 
@@ -77,7 +78,7 @@ class Checkpoint:
 class Reversible:
     """Solve by a scheme that can be run backwards, and run it backwards in the backward pass.
 
-    The scheme couples two copies of the state by any fixed-step method (see `ode_detect.ode.reversible`). It is used by
+    The scheme couples two copies of the state by any fixed-step method (see `backward.reversible`). It is used by
     every solve of the block, with and without a gradient, so the outputs are not those of the method alone, but tend to
     the same flow as the steps get smaller. N steps evaluate the field 2 N - 1 times as often as one step of the method
     does, forwards and once more backwards. The last pair is kept, in float64 (the memory of four states in float32),

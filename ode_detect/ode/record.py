@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from .recompute import without_trace
+from ode_detect.ode.backward.recompute import without_trace
+
 from .tables import table
 
 if TYPE_CHECKING:

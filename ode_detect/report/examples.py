@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ode_detect.report.pictures import FALSE, HIT, MISSED, TRUTH, Picture, PictureError, draw_picture
+from .pictures import FALSE, HIT, MISSED, TRUTH, Picture, PictureError, draw_picture
 
 DETECTION_LEGEND = (
     (HIT, "hit (IoU at least 0.5)"),

@@ -21,7 +21,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from ode_detect.report.rows import Comparison, shown_as
+from .rows import Comparison, shown_as
 
 logger = logging.getLogger("ode_detect.report")
 _NO_GLYPH = r"Glyph \d+ .* missing from"

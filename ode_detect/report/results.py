@@ -20,19 +20,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ode_detect.report import markdown
-from ode_detect.report.files import write_text
-from ode_detect.report.rows import (
-    FRACTIONS,
-    Comparison,
-    ResultsError,
-    Row,
-    check_types,
-    is_fraction,
-    read_json,
-    shown_as,
-    unknown_name,
-)
+from ode_detect.media.files import write_text
+
+from . import markdown
+from .rows import FRACTIONS, Comparison, ResultsError, Row, check_types, is_fraction, read_json, shown_as, unknown_name
 
 ROLE_WORDS = {"ode": "ODE", "twin": "twin", "ablation": "ablation", "baseline": "baseline", "floor": "floor"}
 # How a cost is shown: heading and factor.

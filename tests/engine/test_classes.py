@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from ode_detect.deploy.predict import predict
 from ode_detect.engine.config import load_config
-from ode_detect.engine.predict import predict
 from ode_detect.engine.run import Run, load_network, open_run
 from ode_detect.engine.tasks import get_task
 from ode_detect.engine.trainer import Trainer, build_network

@@ -9,7 +9,7 @@ import torch
 from torch import distributed as dist
 from torch.utils.data import DataLoader, Dataset
 
-from ode_detect.detection.data import DatasetError
+from ode_detect.detection.data.datasets import DatasetError
 from ode_detect.engine.config import ConfigError
 from ode_detect.engine.launch import parse_anywhere, run_tool
 from ode_detect.engine.trainer import Interrupted

@@ -8,10 +8,10 @@ from types import ModuleType
 import pytest
 
 from ode_detect.engine import run as runs
-from ode_detect.engine.compare import figures, measure
-from ode_detect.engine.compare.runs import plan
 from ode_detect.engine.launch import run_tool
 from ode_detect.report.results import Results
+from ode_detect.studies.compare import figures, measure
+from ode_detect.studies.compare.runs import plan
 
 from ..conftest import QUICKSTART
 

@@ -4,11 +4,11 @@ from types import ModuleType
 
 import pytest
 
-from ode_detect.engine import dial as dials
 from ode_detect.engine import run as runs
 from ode_detect.engine.config import load_config
 from ode_detect.engine.launch import run_tool
 from ode_detect.report.results import Results
+from ode_detect.studies.dial import dial as dials
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"

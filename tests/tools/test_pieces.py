@@ -3,9 +3,9 @@ from types import ModuleType
 
 import pytest
 
-from ode_detect.engine import pieces
 from ode_detect.engine.launch import run_tool
 from ode_detect.report.results import Results, Row
+from ode_detect.studies.pieces import project as pieces
 
 from ..conftest import ROOT
 
