@@ -14,10 +14,11 @@ from detectron2.layers import CNNBlockBase
 from torch import Tensor, nn
 
 from ode_detect.ode import Adaptive, Checkpoint, FixedStep, HatFunctions, ODEBlock, Reversible, in_pieces
+from ode_detect.ode.adaptive import Solver
 from ode_detect.ode.fields import ACTIVATIONS, FIELDS, NORMS, Norm
 from ode_detect.ode.gradients import Gradient, make_gradient, scheme_for
 from ode_detect.ode.names import check_name
-from ode_detect.ode.solvers import TABLEAUS, Solver
+from ode_detect.ode.solvers import TABLEAUS
 
 ROLES = ("ode", "twin", "ablation")
 

@@ -23,7 +23,7 @@ from torch import nn
 from ode_detect.media.files import read_object
 from ode_detect.media.places import refuse_as_path
 from ode_detect.ode import ODEBlock, record_solves
-from ode_detect.ode.record import MultiplyAdds
+from ode_detect.ode.tally import MultiplyAdds
 from ode_detect.report.plots import plot_losses, plot_metric, read_metrics
 from ode_detect.report.results import Results, Row
 from ode_detect.task import Task

@@ -1,7 +1,8 @@
 """Flows: residual stages as ordinary differential equations that are solved. Needs torch and torchdiffeq only."""
 
 from ode_detect.ode.certification.flow import certify_flow
-from ode_detect.ode.certification.model import certify_gradients, certify_model
+from ode_detect.ode.certification.gradients import certify_gradients
+from ode_detect.ode.certification.model import certify_model
 from ode_detect.ode.conversion.certificate import Certificate
 from ode_detect.ode.conversion.convert import to_ode, to_resnet
 from ode_detect.ode.conversion.residual import ConversionError, ResidualBranch
@@ -10,15 +11,17 @@ from ode_detect.ode.inference.optimize import Optimization, OptimizationError, o
 from ode_detect.ode.refitting.distillation import distil
 from ode_detect.ode.refitting.refit import FlowProjection, ProjectionReport, project_pieces, split_pieces
 
+from .adaptive import Adaptive, adaptive_methods
 from .block import ODEBlock
-from .dial import estimate_statistics, solver_override
-from .diffeq import adaptive_methods
+from .dial import solver_override
 from .errors import GradientError, NonFiniteStateError, SolveError, StepUnderflowError, TooManyEvaluationsError
 from .fields import BasicField, BottleneckField, ConcatConvField, FrozenBatchNorm2d, PreactField
 from .gradients import Adjoint, Auto, Backprop, Checkpoint, Reversible
 from .pieces import HatFunctions, PiecewiseConstant, in_pieces
-from .record import BlockRecord, SolveRecord, record_solves
-from .solvers import Adaptive, FixedStep
+from .record import SolveRecord, record_solves
+from .solvers import FixedStep
+from .statistics import estimate_statistics
+from .tally import BlockRecord
 
 __all__ = [
     "Adaptive",

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ode_detect.engine.calls import calls_seen
 from ode_detect.engine.config import ConfigError
 from ode_detect.engine.provenance import provenance
 from ode_detect.engine.run import Run, fill
@@ -16,6 +15,7 @@ from ode_detect.engine.trainer import build_network
 from ode_detect.media.files import write_text
 from ode_detect.ode import ODEBlock
 from ode_detect.ode.certification.model import Report, certify_model
+from ode_detect.ode.observation import calls_seen
 
 
 def certify_run(run: Run, *, weights: str = "", size: int | None = None) -> Report:

@@ -7,8 +7,8 @@ from torch import nn
 
 from ode_detect.backbones.build import ExtraChannels, FlowBlock, Tail, check_flows, make_flows
 from ode_detect.engine.config import add_ode_config
-from ode_detect.ode.dial import batch_norms
 from ode_detect.ode.fields import FIELDS, NORMS
+from ode_detect.ode.statistics import batch_norms
 
 TAIL = Tail(stage="s1", channels=8, blocks=3, norm="GN", norm_key="MODEL.ODE_NET.NORM")
 

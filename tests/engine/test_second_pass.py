@@ -16,7 +16,8 @@ from ode_detect.engine import run as runs
 from ode_detect.engine.config import ConfigError, load_config
 from ode_detect.engine.second_pass import SecondPass, distance
 from ode_detect.engine.trainer import Interrupted, Trainer, build_network
-from ode_detect.ode.dial import flows_of, solver_override, statistics_kept
+from ode_detect.ode.dial import flows_of, solver_override
+from ode_detect.ode.statistics import statistics_kept
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"

@@ -17,7 +17,7 @@ from ode_detect.engine import trainer as trainers
 from ode_detect.engine.checkpoint import CheckpointError
 from ode_detect.engine.config import ConfigError, load_config
 from ode_detect.engine.trainer import Interrupted, Trainer, build_network
-from ode_detect.ode.block import flows_of
+from ode_detect.ode.flows import flows_of
 from ode_detect.report.plots import read_metrics
 from ode_detect.report.results import Results
 

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ode_detect.ode.adaptive import Adaptive, Solver
 from ode_detect.ode.block import ODEBlock
 from ode_detect.ode.errors import SolveError
 from ode_detect.ode.gradients import scheme_for
 from ode_detect.ode.pieces import segments_of
-from ode_detect.ode.solvers import TABLEAUS, Adaptive, FixedStep, Solver
+from ode_detect.ode.solvers import TABLEAUS, FixedStep
 from ode_detect.ode.tables import table
 
 TOLERANCE = 0.25

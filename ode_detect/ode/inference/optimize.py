@@ -18,8 +18,8 @@ from ode_detect.ode.block import ODEBlock
 from ode_detect.ode.gradients import Reversible, needs_gradient, scheme_for
 from ode_detect.ode.names import check_name
 from ode_detect.ode.pieces import PiecewiseConstant
-from ode_detect.ode.record import Tally, now
 from ode_detect.ode.solvers import FixedStep
+from ode_detect.ode.tally import Tally, now
 
 from .folding import Folding, fold_norms
 from .packing import PackedBranch, PackedConv2d, can_pack, pack

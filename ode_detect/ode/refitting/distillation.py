@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ode_detect.ode.block import ODEBlock, flows_of
+from ode_detect.ode.block import ODEBlock
+from ode_detect.ode.flows import flows_of
 from ode_detect.ode.observation import hooked, in_evaluation
 
 

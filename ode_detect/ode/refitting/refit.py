@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ode_detect.ode.block import ODEBlock, flows_of
-from ode_detect.ode.dial import find_flow
+from ode_detect.ode.block import ODEBlock
+from ode_detect.ode.flows import find_flow, flows_of
 from ode_detect.ode.gradients import scheme_for
 from ode_detect.ode.names import check_name
 from ode_detect.ode.observation import hooked, in_evaluation

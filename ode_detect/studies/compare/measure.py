@@ -19,7 +19,7 @@ from ode_detect.engine.stream import build_stream
 from ode_detect.engine.trainer import autocast
 from ode_detect.ode import record_solves
 from ode_detect.ode.memory import bytes_kept
-from ode_detect.ode.record import now
+from ode_detect.ode.tally import now
 from ode_detect.report.results import Comparison, Row
 from ode_detect.studies.process_memory import growth, keep_freed_memory
 from ode_detect.studies.timing import Case, Ratio, Side, measure

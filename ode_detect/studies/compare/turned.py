@@ -7,10 +7,9 @@ from dataclasses import replace
 
 from ode_detect.engine.run import evaluate
 from ode_detect.ode import Adaptive, FixedStep, SolveError
-from ode_detect.ode.block import flows_of
+from ode_detect.ode.adaptive import Solver, takes_steps
 from ode_detect.ode.dial import solved_by
-from ode_detect.ode.diffeq import takes_steps
-from ode_detect.ode.solvers import Solver
+from ode_detect.ode.flows import flows_of
 
 from .measure import Loaded
 

@@ -29,19 +29,10 @@ from ode_detect.engine.trainer import training_stream
 from ode_detect.engine.weights import load_weights_only
 from ode_detect.media.files import read_object, say_unreadable, whole, write_text
 from ode_detect.ode import Adaptive, SolveError, estimate_statistics
-from ode_detect.ode.dial import (
-    StatisticsError,
-    batch_norms,
-    changed_solver,
-    check_method,
-    find_flow,
-    flow_names,
-    flows_of,
-    set_solvers,
-    solved_by,
-)
-from ode_detect.ode.diffeq import takes_steps
-from ode_detect.ode.solvers import LeftOut, Solver
+from ode_detect.ode.adaptive import Solver, takes_steps
+from ode_detect.ode.dial import LeftOut, changed_solver, check_method, flows_of, set_solvers, solved_by
+from ode_detect.ode.flows import find_flow, flow_names
+from ode_detect.ode.statistics import StatisticsError, batch_norms
 from ode_detect.report.dial import plot_dial
 from ode_detect.report.plots import MetricsError
 from ode_detect.report.results import Results, Row

@@ -26,7 +26,7 @@ from ode_detect.engine.records import holds_run, write_records
 from ode_detect.engine.run import Run, cost, evaluate, load_network, open_run
 from ode_detect.engine.trainer import autocast, build_network, on_gpu, training_stream
 from ode_detect.media.files import read_object, whole, write_text
-from ode_detect.ode.block import flows_of
+from ode_detect.ode.flows import flows_of
 from ode_detect.ode.pieces import PiecewiseConstant
 from ode_detect.ode.refitting.distillation import distil
 from ode_detect.ode.refitting.refit import project_pieces, split_pieces

@@ -15,8 +15,8 @@ from ode_detect.ode.backward.recompute import (
     without_graph,
     without_trace,
 )
-from ode_detect.ode.dial import statistics_kept
 from ode_detect.ode.gradients import Gradient
+from ode_detect.ode.statistics import statistics_kept
 
 GRID = [(float(i), float(i + 1)) for i in range(7)]
 

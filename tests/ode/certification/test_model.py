@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from ode_detect.ode import Adaptive, FixedStep, ODEBlock, SolveError, block, in_pieces
-from ode_detect.ode.certification.model import MODES, certify_gradients, certify_model
+from ode_detect.ode.certification.gradients import MODES, certify_gradients
+from ode_detect.ode.certification.model import certify_model
 from ode_detect.ode.gradients import Adjoint, Checkpoint, Reversible
 
 

@@ -8,7 +8,7 @@ import pytest
 from ode_detect.engine.config import load_config
 from ode_detect.engine.run import evaluate, load_network, open_run, train
 from ode_detect.ode import Adaptive, FixedStep
-from ode_detect.ode.block import flows_of
+from ode_detect.ode.flows import flows_of
 from ode_detect.report.results import Results
 from ode_detect.studies.compare.compare import Request, compare
 from ode_detect.studies.compare.measure import Loaded

@@ -15,7 +15,8 @@ from ode_detect.engine import run as runs
 from ode_detect.engine.config import ConfigError, load_config
 from ode_detect.engine.trainer import build_network
 from ode_detect.ode import Adaptive, FixedStep, NonFiniteStateError, estimate_statistics
-from ode_detect.ode.dial import StatisticsError, flows_of
+from ode_detect.ode.dial import flows_of
+from ode_detect.ode.statistics import StatisticsError
 from ode_detect.report.results import Results
 from ode_detect.studies.dial import dial as dials
 from ode_detect.studies.dial.budget import Budget, BudgetError, turn
