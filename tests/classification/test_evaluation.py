@@ -11,11 +11,10 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
 from ode_detect.classification import answers as report
+from ode_detect.classification.answers import Answers
 from ode_detect.classification.evaluation import (
     BINS,
-    Answers,
     ClassificationEvaluator,
-    Measured,
     build_evaluator,
     metrics,
     protocol,
@@ -39,7 +38,7 @@ def some_logits(count: int = 400, classes: int = 7) -> tuple[torch.Tensor, torch
 
 def evaluated(
     logits: torch.Tensor, labels: torch.Tensor, far: torch.Tensor | None = None, batch: int = 64
-) -> tuple[dict[str, float], Measured, Answers]:
+) -> tuple[dict[str, float], ClassificationScores, Answers]:
     kept: list[Any] = []
     evaluator = ClassificationEvaluator(NAMES[: logits.shape[1]], lambda *found: kept.extend(found))
     evaluator.reset()
