@@ -12,7 +12,6 @@ from detectron2.evaluation.evaluator import inference_context
 from detectron2.utils import comm
 from torch import Tensor, nn, no_grad
 
-from ode_detect.classification.data import datasets
 from ode_detect.ode import optimize_for_inference
 from ode_detect.report.examples import Examples
 from ode_detect.report.plots import Curve
@@ -21,6 +20,7 @@ from ode_detect.task import Example, Task
 from . import evaluation
 from .answers import Answers
 from .config import add_classification_config
+from .data import datasets
 from .drawing import CLASSIFICATION_LEGEND, Classified, prediction_sheet, show_classified
 from .finish import finish_classifier
 from .model import Classifier

@@ -11,7 +11,6 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
-from ode_detect.detection.data import datasets
 from ode_detect.detection.data.sizes import anchors
 from ode_detect.report.examples import Examples
 from ode_detect.report.plots import Curve
@@ -20,6 +19,7 @@ from ode_detect.task import ConfigError, Example, Task
 from . import augmentation, class_layers, evaluation, pictures, predict
 from .config import add_detection_config
 from .curves import plot_scores, summary_curves
+from .data import datasets
 from .matching import Matches
 from .model import head_name
 from .optimize import optimize_detector

@@ -12,13 +12,7 @@ from detectron2.utils import comm
 
 from ode_detect.classification import answers as report
 from ode_detect.classification.answers import Answers
-from ode_detect.classification.evaluation import (
-    BINS,
-    ClassificationEvaluator,
-    build_evaluator,
-    metrics,
-    protocol,
-)
+from ode_detect.classification.evaluation import BINS, ClassificationEvaluator, build_evaluator, metrics, protocol
 from ode_detect.classification.scores import ClassificationScores
 from ode_detect.engine.config import add_ode_config
 from ode_detect.media.errors import DatasetError
