@@ -65,6 +65,13 @@ def test_a_page_shows_the_pictures_of_results(config: MkDocsConfig, tmp_path: Pa
     assert (tmp_path / "site" / "results" / "dial_quickstart.png").stat().st_size > 1000
 
 
+def test_a_picture_is_named_as_it_lies_in_the_repository(config: MkDocsConfig, tmp_path: Path) -> None:
+    (tmp_path / "docs" / "index.md").write_text("![a dial](../results/dial_quickstart.png)\n\n<!-- other results -->\n")
+    config.plugins.on_startup(command="build", dirty=False)
+    build(config)
+    assert (tmp_path / "site" / "index.html").read_text().count('src="results/dial_quickstart.png"') == 1
+
+
 def test_a_marker_without_its_file_stops_the_build(hooks: ModuleType, config: MkDocsConfig) -> None:
     with pytest.raises(PluginError, match=r"nothing\.json"):
         hooks.on_page_markdown("<!-- results: results/nothing.json -->\n<!-- /results -->", config=config)

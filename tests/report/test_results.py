@@ -236,6 +236,27 @@ def test_a_wide_table_of_classifiers_shows_errors_to_a_hundredth_of_a_percent() 
         _row(metrics={"ece": 1.5})
 
 
+def test_what_is_the_same_in_each_row_is_said_below_the_table() -> None:
+    rows = [
+        _row(name, role, seed, metrics={"AP": ap})
+        for name, role, ap in (("a", "ode", 0.1), ("b", "ode", 0.2))
+        for seed in (0, 1)
+    ]
+    table = to_markdown(_results(*rows))
+    assert _cells(table)[0] == ["network", "AP (%)"]
+    assert "Two seeds: mean" in table
+    assert "The same in each row: role ODE; parameters (M) 0.208; evaluations 22; latency (ms) 12.3." in table
+    assert "The same" not in to_markdown(_results(_row()))
+
+
+def test_the_fold_of_a_table_keeps_every_clause_and_command() -> None:
+    table = to_markdown(_results(protocol="one; two <b>", command="python a.py\n```"))
+    fold = table[table.index("<details") :]
+    assert "\n- one\n- two &lt;b&gt;\n" in fold
+    assert "\n````text\npython a.py\n```\n````\n" in fold
+    assert fold.endswith("\n\n</details>")
+
+
 def test_large_and_small_costs_stay_legible() -> None:
     row = _row(cost={"parameters": 44_500_000, "macs": 7.8e9, "train_memory_mib": 12345.6, "train_minutes": 0.0123})
     assert _cells(to_markdown(_results(row)))[2][4:] == ["44.5", "7.80", "12,346", "0.0123"]
