@@ -51,7 +51,11 @@ def test_a_fold_is_read_as_markdown(page: Path) -> None:
         assert re.fullmatch(r'<details markdown="1">\n<summary>.+</summary>\n', fold), fold
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "datasets" / "README.md"], ids=lambda p: p.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "page",
+    [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "datasets" / "README.md"],
+    ids=lambda p: p.relative_to(ROOT).as_posix(),
+)
 def test_files_that_a_page_links_are_there(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     links = [link.partition("#")[0] for link in LINK.findall(text) if not link.startswith("http")]

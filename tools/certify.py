@@ -33,10 +33,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> None:
     """Parse, build, certify, report."""
-    from ode_detect.engine.certify import certify_run
     from ode_detect.engine.config import load_config
     from ode_detect.engine.run import Run
     from ode_detect.engine.tasks import get_task
+    from ode_detect.studies.certify import certify_run
 
     args = parse(arguments)
     cfg = load_config(args.config_file, args.overrides)

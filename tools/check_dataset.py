@@ -28,7 +28,7 @@ from ode_detect.engine.launch import parse_anywhere, run_tool
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
-    from ode_detect.detection.check import Checked
+    from ode_detect.detection.data.check import Checked
     from ode_detect.media.errors import Problem
 
 
@@ -57,7 +57,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> None:
     """Parse, check, report, repair."""
-    from ode_detect.detection.check import check, class_problems, overlaps, unused
+    from ode_detect.detection.data.check import check, class_problems, overlaps, unused
     from ode_detect.detection.model import head_name
     from ode_detect.media.errors import DatasetError, Problem
     from ode_detect.media.places import refuse_as_path
@@ -97,11 +97,12 @@ def main(arguments: list[str]) -> None:
 
 def _sources(args: argparse.Namespace) -> tuple[CfgNode | None, list[Any], list[str], list[str]]:
     """The config if there is one, the data sets, and the names of those for training and for test."""
-    from ode_detect.detection.custom import Source, source_of
-    from ode_detect.engine.config import ConfigError, load_config
+    from ode_detect.detection.data.custom import Source, source_of
+    from ode_detect.engine.config import load_config
     from ode_detect.engine.tasks import get_task
     from ode_detect.media.errors import DatasetError
     from ode_detect.media.names import printable
+    from ode_detect.task import ConfigError
 
     if args.config_file:
         cfg = load_config(args.config_file, args.overrides)
@@ -148,7 +149,7 @@ def _refuse_overwriting(args: argparse.Namespace, checked: list[Checked]) -> Non
 
 def _show(one: Checked, cfg: CfgNode | None, train: list[str], test: list[str]) -> None:
     """Print what is in a data set, and what is wrong."""
-    from ode_detect.report.datasets import class_table, size_table
+    from ode_detect.detection.data.plots import class_table, size_table
 
     print(f"\n{one.source.name}: " + ", ".join(f"{count} {what}" for what, count in one.counts().items()))
     print(class_table(one.classes()))
@@ -169,7 +170,7 @@ def _numbers(one: Checked, cfg: CfgNode | None, train: list[str], test: list[str
     """Sizes of boxes and anchors, the unit, and how many boxes an anchor fits: in training, in the test, or in both."""
     import numpy as np
 
-    from ode_detect.detection.sizes import anchors, covered, median_size, positive_overlap
+    from ode_detect.detection.data.sizes import anchors, covered, median_size, positive_overlap
 
     if cfg is None:
         return [{"boxes": one.boxes(), "anchors": np.zeros((0, 2)), "unit": "pixels", "covered": None}]
@@ -187,7 +188,7 @@ def _sizes(cfg: CfgNode, checked: list[Checked], train: list[str], test: list[st
     """What is wrong with the sizes that the network sees: other ones in the test, or none that an anchor fits."""
     import numpy as np
 
-    from ode_detect.detection.sizes import anchor_problems, size_problems
+    from ode_detect.detection.data.sizes import anchor_problems, size_problems
 
     trained, tested = (
         [(one.source.name, one.boxes(cfg, is_train=part is train)) for one in checked if one.source.name in part]
@@ -217,8 +218,8 @@ def _report(
     """Write check.json, plots, and sheets of samples."""
     from dataclasses import asdict
 
-    from ode_detect.report.datasets import Sample, plot_dataset, sample_sheet
-    from ode_detect.report.files import write_text
+    from ode_detect.detection.data.plots import Sample, plot_dataset, sample_sheet
+    from ode_detect.media.files import write_text
 
     content: dict[str, Any] = {
         "datasets": [],
@@ -251,10 +252,10 @@ def _report(
 
 def _fix(folder: Path, checked: list[Checked], train: list[str], test: list[str]) -> None:
     """Write repaired copies and say how to use them."""
-    from ode_detect.detection.check import overlaps
-    from ode_detect.detection.repaired import snippet, write_repaired
+    from ode_detect.detection.data.check import overlaps
+    from ode_detect.detection.data.repaired import snippet, write_repaired
+    from ode_detect.media.files import write_text
     from ode_detect.media.names import printable
-    from ode_detect.report.files import write_text
 
     copies, lines = [], []
     tested = frozenset(f.digest for one in checked if one.source.name in test for f in one.files.values()) - {""}

@@ -45,8 +45,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> None:
     """Parse, compare, report."""
-    from ode_detect.engine.compare.compare import Request, compare
-    from ode_detect.report.results import to_text
+    from ode_detect.report.tables import to_text
+    from ode_detect.studies.compare.compare import Request, compare
 
     args = parse(arguments)
     request = Request(

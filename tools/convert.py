@@ -41,7 +41,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> None:
     """Parse, build, run, report."""
-    from ode_detect.engine import convert
+    from ode_detect.deploy import convert
     from ode_detect.engine.config import load_config
 
     args = parse(arguments)

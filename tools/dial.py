@@ -41,11 +41,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> None:
     """Parse, sweep, choose, report."""
-    from ode_detect.engine.budget import Budget, turn
     from ode_detect.engine.config import load_config
-    from ode_detect.engine.dial import Dial
     from ode_detect.engine.lock import visible
-    from ode_detect.report.results import to_text
+    from ode_detect.report.tables import to_text
+    from ode_detect.studies.dial.budget import Budget, turn
+    from ode_detect.studies.dial.dial import Dial
 
     args = parse(arguments)
     wanted = args.budget_ms is not None or args.max_loss is not None

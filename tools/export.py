@@ -32,8 +32,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> None:
     """Parse, build, export, report."""
+    from ode_detect.deploy.export import export_backbone
     from ode_detect.engine.config import load_config
-    from ode_detect.engine.export import export_backbone
     from ode_detect.engine.run import Run
     from ode_detect.engine.tasks import get_task
 

@@ -65,8 +65,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> None:
     """Parse, build, predict, report."""
+    from ode_detect.deploy.predict import predict
     from ode_detect.engine.config import load_config
-    from ode_detect.engine.predict import predict
     from ode_detect.engine.run import Run
     from ode_detect.engine.tasks import get_task
 

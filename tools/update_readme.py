@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ode_detect.report.files import write_text
+from ode_detect.media.files import write_text
 from ode_detect.report.readme import fill
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from ode_detect.ode.names import check_name
 
+from .build import Tail, check_flows, make_flows
 from .cifar_resnet import PadShortcut
-from .flows import Tail, check_flows, make_flows
 from .weights import fill_flows
 
 # The first four are those of CIFAR: three stages, at the resolution of the picture, a half and a quarter of it.

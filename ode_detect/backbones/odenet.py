@@ -21,7 +21,7 @@ from ode_detect.ode import PreactField
 from ode_detect.ode.fields import PREACTIVATED, make_norm
 from ode_detect.ode.names import check_name
 
-from .flows import Tail, check_flows, make_flows, norm_layer
+from .build import Tail, check_flows, make_flows, norm_layer
 
 STEMS = ("conv", "chen")
 NORMS = ("BN", "GN", "LN")

@@ -9,8 +9,9 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor
 
-from .data import reference_data
-from .mapper import Example, Mapper
+from ode_detect.classification.data.datasets import reference_data
+from ode_detect.classification.data.mapper import Example, Mapper
+
 from .model import Classifier
 
 # So many training pictures are enough to know their spread.
@@ -25,7 +26,7 @@ def finish_classifier(cfg: CfgNode, model: Classifier) -> None:
         model: trained, in evaluation mode. Its ``familiarity`` is filled.
 
     Raises:
-        DatasetError: as for `ode_detect.classification.data.train_data`.
+        DatasetError: as for `ode_detect.classification.data.datasets.train_data`.
         FloatingPointError: features that are not finite.
     """
     trained_on, held_out, mapper = reference_data(cfg)

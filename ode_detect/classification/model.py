@@ -10,12 +10,12 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from torch import Tensor, nn
 
-from ode_detect.backbones.flows import norm_layer
+from ode_detect.backbones.build import norm_layer
+from ode_detect.classification.data.sources import FORMATS
 from ode_detect.ode.fields import make_norm
 from ode_detect.ode.names import check_name
 
 from .familiarity import Familiarity
-from .sources import FORMATS
 
 Example = dict[str, Any]
 NORMS = ("BN", "GN", "LN")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ode_detect.ode.optimize import (
+from ode_detect.ode.inference.optimize import (
     PRECISIONS,
     Optimization,
     Prepared,

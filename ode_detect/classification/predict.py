@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .mapper import to_side
+from ode_detect.classification.data.mapper import to_side
 
 logger = logging.getLogger("ode_detect.classification")
 

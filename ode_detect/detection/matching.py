@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from ode_detect.detection.data.shapes import repair_shapes
 from ode_detect.media.errors import describe
-
-from .shapes import repair_shapes
 
 logger = logging.getLogger("ode_detect.detection")
 

@@ -14,7 +14,7 @@ from detectron2.modeling.roi_heads.box_head import FastRCNNConvFCHead
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from ode_detect.ode.optimize import (
+from ode_detect.ode.inference.optimize import (
     PRECISIONS,
     Optimization,
     Prepared,

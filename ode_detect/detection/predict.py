@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as rle
 
-from .mapper import at_least_a_pixel
+from ode_detect.detection.data.mapper import at_least_a_pixel
+
 from .model import head_name
 
 logger = logging.getLogger("ode_detect.detection")

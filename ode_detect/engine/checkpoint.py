@@ -17,7 +17,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from ode_detect.backbones.weights import align_and_update_state_dicts, discrete_names
-from ode_detect.report.files import say_unreadable, whole, write_text
+from ode_detect.media.files import say_unreadable, whole, write_text
 
 from .weights import CheckpointError, categories_in, explained, load_weights_only, unpickle_weights
 

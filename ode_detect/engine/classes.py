@@ -9,8 +9,9 @@ from typing import Any
 from detectron2.config import CfgNode
 from torch import nn
 
+from ode_detect.task import Task
+
 from .checkpoint import Coverage
-from .task import Task
 from .weights import CheckpointError
 
 logger = logging.getLogger("ode_detect.engine")

@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import hooks
 from detectron2.utils.events import EventStorage, EventWriter, JSONWriter, TensorboardXWriter, get_event_storage
 
-from ode_detect.report.files import write_text
+from ode_detect.media.files import write_text
 
 # Iterations between two records, and those that a record is smoothed over.
 _PERIOD = 20

@@ -12,7 +12,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
-from ode_detect.report.files import read_object, say_unreadable, write_text
+from ode_detect.media.files import read_object, say_unreadable, write_text
 from ode_detect.report.results import Results, ResultsError
 
 from .config import flat, read_config_file

@@ -11,9 +11,10 @@ from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 
-from ode_detect.ode.dial import flows_of, set_solvers, solver_override, statistics_kept
+from ode_detect.ode.dial import flows_of, set_solvers, solver_override
+from ode_detect.ode.observation import Call, calls_seen
+from ode_detect.ode.statistics import statistics_kept
 
-from .calls import Call, calls_seen
 from .config import tolerances
 
 Features = dict[str, Tensor]
@@ -24,7 +25,7 @@ class SecondPass:
 
     The features are what the backbone gives, so what lies behind the flows; those of the full steps are detached, and
     no second network is kept. BatchNorm normalises the second pass by its own batch, and its running statistics stay
-    those of the full steps: `ode_detect.ode.dial.estimate_statistics` makes those of another setting.
+    those of the full steps: `ode_detect.ode.statistics.estimate_statistics` makes those of another setting.
 
     Args:
         cfg: ``SOLVER.DIAL``.

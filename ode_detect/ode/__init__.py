@@ -1,23 +1,27 @@
 """Flows: residual stages as ordinary differential equations that are solved. Needs torch and torchdiffeq only."""
 
+from ode_detect.ode.certification.flow import certify_flow
+from ode_detect.ode.certification.gradients import certify_gradients
+from ode_detect.ode.certification.model import certify_model
+from ode_detect.ode.conversion.certificate import Certificate
+from ode_detect.ode.conversion.convert import to_ode, to_resnet
+from ode_detect.ode.conversion.residual import ConversionError, ResidualBranch
+from ode_detect.ode.inference.export import Exported, ExportError, export_model
+from ode_detect.ode.inference.optimize import Optimization, OptimizationError, optimize_for_inference
+from ode_detect.ode.refitting.distillation import distil
+from ode_detect.ode.refitting.refit import FlowProjection, ProjectionReport, project_pieces, split_pieces
+
+from .adaptive import Adaptive, adaptive_methods
 from .block import ODEBlock
-from .certificate import Certificate
-from .certify import certify_gradients, certify_model
-from .convert import to_ode, to_resnet
-from .dial import estimate_statistics, solver_override
-from .diffeq import adaptive_methods
-from .distillation import distil
+from .dial import solver_override
 from .errors import GradientError, NonFiniteStateError, SolveError, StepUnderflowError, TooManyEvaluationsError
-from .export import Exported, ExportError, export_model
 from .fields import BasicField, BottleneckField, ConcatConvField, FrozenBatchNorm2d, PreactField
 from .gradients import Adjoint, Auto, Backprop, Checkpoint, Reversible
-from .optimize import Optimization, OptimizationError, optimize_for_inference
 from .pieces import HatFunctions, PiecewiseConstant, in_pieces
-from .record import BlockRecord, SolveRecord, record_solves
-from .refit import FlowProjection, ProjectionReport, project_pieces, split_pieces
-from .residual import ConversionError, ResidualBranch
-from .solvers import Adaptive, FixedStep
-from .validity import certify_flow
+from .record import SolveRecord, record_solves
+from .solvers import FixedStep
+from .statistics import estimate_statistics
+from .tally import BlockRecord
 
 __all__ = [
     "Adaptive",

@@ -13,24 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ode_detect.ode.backward.recompute import trained, without_trace
+
+from .adaptive import Solver
 from .errors import NonFiniteStateError
-from .gradients import (
-    Auto,
-    Backprop,
-    Gradient,
-    Reversible,
-    check_solvable,
-    make_gradient,
-    needs_gradient,
-    solve,
-    states,
-)
+from .gradients import Auto, Backprop, Gradient, Reversible, check_solvable, make_gradient, needs_gradient
 from .memory import KeptBytes, MemoryReport, is_watched, plan
 from .pieces import Lasting, duration_of
 from .randomness import random_layers
-from .recompute import trained, without_trace
-from .record import Observer, Tally
-from .solvers import FixedStep, Solver
+from .solve import solve, states
+from .solvers import FixedStep
+from .tally import Observer, Tally
 
 _log = logging.getLogger(__name__)
 
@@ -269,20 +262,6 @@ def _wrong_slope(block: str, h: Tensor, slope: Tensor) -> ValueError:
         f"the field of {block!r} must return dh/dt in the shape of the state, and made {tuple(slope.shape)}, "
         f"{slope.dtype}, of {tuple(h.shape)}, {h.dtype}; make its last layer as wide as its input."
     )
-
-
-def flows_of(model: nn.Module) -> dict[str, ODEBlock]:
-    """The flows of a model by their path in it, in the order of the model.
-
-    Raises:
-        ValueError: there is none.
-    """
-    flows = {name or "ODEBlock": m for name, m in model.named_modules() if isinstance(m, ODEBlock)}
-    if not flows:
-        raise ValueError(
-            f"a model with flows is needed, and this {type(model).__name__} has no ODEBlock; make stages of it flows."
-        )
-    return flows
 
 
 def _in_layout_of(h: Tensor, out: Tensor) -> Tensor:

@@ -3,54 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
-import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from .block import ODEBlock, flows_of
-from .diffeq import adaptive_methods, takes_steps
+from .adaptive import Adaptive, Solver, adaptive_methods, takes_steps
+from .block import ODEBlock
+from .flows import find_flow, flow_names, flows_of
 from .gradients import check_solvable
 from .names import check_name
-from .observation import in_evaluation
-from .solvers import LEFT_OUT, TABLEAUS, Adaptive, FixedStep, LeftOut, Solver
+from .solvers import PROJECTIONS, TABLEAUS, FixedStep, Tableau, check_count
 
 T = TypeVar("T")
-
-
-class StatisticsError(ValueError):
-    """Statistics of BatchNorm that cannot be estimated."""
-
-
-def find_flow(flows: Mapping[str, ODEBlock], name: str) -> str:
-    """The path of the flow that a user means.
-
-    Args:
-        flows: what `flows_of` gave.
-        name: the path ("backbone.bottom_up.res4.1.flow"), the block's own name ("res4.flow"), or whole words of one of
-            them ("res4").
-
-    Raises:
-        ValueError: no flow is called so, or several are; the known names are listed.
-    """
-    exact = [path for path, block in flows.items() if name in (path, block.name)]
-    fits = exact or [p for p, block in flows.items() if name and (_within(name, p) or _within(name, block.name))]
-    if len(fits) > 1:
-        raise ValueError(f"a name must mean one flow, and {name!r} means {', '.join(fits)}; write one of these.")
-    return fits[0] if fits else check_name(name, flow_names(flows).values(), "flow")
-
-
-def flow_names(flows: Mapping[str, ODEBlock]) -> dict[str, str]:
-    """What to call each flow, by path: the block's own name, or the path where that name is not its alone."""
-    names = [block.name for block in flows.values()]
-    unnamed = "ODEBlock"  # what a block is called that was given no name
-    return {
-        path: block.name if names.count(block.name) == 1 and block.name != unnamed else path
-        for path, block in flows.items()
-    }
 
 
 @contextmanager
@@ -246,78 +213,6 @@ def changed_solver(
     return dataclasses.replace(tolerant, steps=steps)
 
 
-def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
-    """The layers with running statistics, by path; a frozen BatchNorm has none that run."""
-    return {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
-
-
-@torch.no_grad()
-def estimate_statistics(model: nn.Module, batches: Iterable[Any]) -> int:
-    """Estimate the running statistics of every BatchNorm again, under the solvers that the flows have now.
-
-    Each becomes the plain average of the batches' means and (unbiased) variances, in which the first batch counts as
-    much as the last. A layer that was never evaluated (of a piece that the steps leave out) keeps what it had. All
-    other layers run as in evaluation.
-
-    Args:
-        model: any module; called with each batch.
-        batches: what the model takes when it is evaluated, with the augmentation of the training.
-
-    Returns:
-        The number of batches.
-
-    Raises:
-        StatisticsError: no batch, or statistics that are not finite; the old ones are kept then.
-
-    Source: Wu and Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3 (PreciseBN).
-    """
-    norms = list(batch_norms(model).values())
-    before = [({k: v.clone() for k, v in n.state_dict().items()}, n.momentum) for n in norms]
-    seen = dict.fromkeys(norms, 0)
-
-    def average(norm: _BatchNorm, _: Any) -> None:
-        # The cumulative average. A momentum of None says the same, but not to Detectron2's synchronised BatchNorm.
-        seen[norm] += 1
-        norm.momentum = 1 / seen[norm]
-
-    count, done = 0, False
-    with in_evaluation(model):
-        hooks = [norm.register_forward_pre_hook(average) for norm in norms]
-        try:
-            for norm in norms:
-                norm.reset_running_stats()
-                norm.train()
-            for batch in batches:
-                model(batch)
-                count += 1
-            _check_statistics(norms, count)
-            done = True
-        finally:
-            for hook in hooks:
-                hook.remove()
-            for norm, (state, momentum) in zip(norms, before, strict=True):
-                norm.momentum = momentum
-                if not done or not seen[norm]:
-                    norm.load_state_dict(state)
-    return count
-
-
-@contextmanager
-def statistics_kept(model: nn.Module) -> Iterator[None]:
-    """Let no BatchNorm update its running statistics; in training mode it normalises by the batch as ever."""
-    norms = list(batch_norms(model).values())
-    before = [(norm.track_running_stats, norm.momentum) for norm in norms]
-    for norm in norms:
-        norm.track_running_stats = not norm.training
-        # For layers that look at the momentum only, as Detectron2's synchronised one.
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, (track, momentum) in zip(norms, before, strict=True):
-            norm.track_running_stats, norm.momentum = track, momentum
-
-
 def _per_flow(
     flows: Mapping[str, ODEBlock], flow: str | Sequence[str] | None, value: T | Mapping[str, T] | None
 ) -> dict[str, T]:
@@ -342,17 +237,45 @@ def _per_flow(
     return {path: each for path, (_, each) in found.items()}
 
 
-def _within(name: str, path: str) -> bool:
-    return f".{name}." in f".{path}."
+# Of `LeftOut`, which is no way to solve a flow.
+LEFT_OUT = "left_out"
 
 
-def _check_statistics(norms: list[_BatchNorm], count: int) -> None:
-    if count == 0:
-        raise StatisticsError("statistics are estimated from batches, and there was none; give at least one.")
-    for norm in norms:
-        for statistics in (norm.running_mean, norm.running_var):
-            if statistics is not None and not bool(statistics.isfinite().all()):
-                raise StatisticsError(
-                    "the statistics of a batch are not finite: the features overflow under these solvers, or a batch "
-                    "holds one number per channel. Take more steps, or larger batches."
-                )
+@dataclass(frozen=True)
+class LeftOut(FixedStep):
+    """Some blocks of a residual network, the others left out: what fewer steps through all of them are held against.
+
+    Steps of size 1, as those of the network, at evenly spread whole times; in between the state stays as it is.
+
+    Attributes:
+        method: "left_out".
+        steps: blocks that are kept, at most as many as the flow lasts.
+        projection: as for `FixedStep`.
+
+    Raises:
+        ValueError: as for `FixedStep`; when it is solved, a flow that does not last a whole time of ``steps`` or more.
+    """
+
+    method: str = LEFT_OUT
+
+    def __post_init__(self) -> None:
+        check_name(self.method, (LEFT_OUT,), "method of LeftOut")
+        check_name(self.projection, PROJECTIONS, "projection")
+        check_count("steps", self.steps, "at least one block is kept")
+
+    @property
+    def tableau(self) -> Tableau:
+        """Euler's."""
+        return TABLEAUS["euler"]
+
+    def grid(self, duration: float) -> Iterator[tuple[float, float]]:
+        """Start and end of each block that is kept."""
+        blocks = round(duration)
+        if blocks != duration or self.steps > blocks:
+            raise ValueError(
+                f"of the blocks of a flow at most all are kept, and {self.steps} were asked for of a flow that lasts "
+                f"{duration:g}; give fewer steps, and one piece for each block."
+            )
+        for index in range(self.steps):
+            start = (2 * index + 1) * blocks // (2 * self.steps)
+            yield float(start), float(start + 1)

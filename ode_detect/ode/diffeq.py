@@ -15,28 +15,19 @@ from torchdiffeq._impl.misc import Perturb
 from torchdiffeq._impl.odeint import SOLVERS
 from torchdiffeq._impl.solvers import FixedGridODESolver
 
+from ode_detect.ode.backward.recompute import Unchanged, check_differentiated_once
+
+from .adaptive import OURS, Adaptive, Solver, takes_steps
 from .errors import NonFiniteStateError, SolveError, StepUnderflowError, TooManyEvaluationsError
 from .pieces import segments_of
-from .recompute import Unchanged, check_differentiated_once
-from .record import Tally
-from .solvers import TABLEAUS, Adaptive, FixedStep, Solver, Tableau, advance, grid_point, runge_kutta_step
+from .solvers import TABLEAUS, Tableau, advance, grid_point, runge_kutta_step
+from .tally import Tally
 
 if TYPE_CHECKING:
     from .gradients import Adjoint
 
-_OURS = "ode_detect_"
 # torchdiffeq would go to 12, where explicit Adams methods are stable for hardly any step.
 _ADAMS_ORDER = 5
-
-
-def adaptive_methods() -> list[str]:
-    """Methods of the installed torchdiffeq."""
-    return [name for name in SOLVERS if not name.startswith(_OURS)]
-
-
-def takes_steps(solver: Solver) -> bool:
-    """Whether ``solver.steps`` says how many steps are taken: ours do, and those of torchdiffeq that do not adapt."""
-    return isinstance(solver, FixedStep) or issubclass(SOLVERS[solver.method], FixedGridODESolver)
 
 
 def solve(
@@ -284,7 +275,7 @@ class _FixedGrid(FixedGridODESolver):
 
 def _register(method: str) -> str:
     """Make our fixed-step method known to torchdiffeq, whose method of the same name may be another one."""
-    name = _OURS + method
+    name = OURS + method
     if name not in SOLVERS:
         solver: Any = functools.partial(_FixedGrid, tableau=TABLEAUS[method])
         solver.valid_callbacks = _FixedGrid.valid_callbacks

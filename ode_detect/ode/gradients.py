@@ -11,20 +11,14 @@ All but `Reversible` differentiate the same forward solve.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from . import diffeq
+from .adaptive import Adaptive, Solver
 from .names import check_name
-from .recompute import Grid, recomputing, solve_from_every, solve_from_few, summing_in_float32
-from .record import Tally
-from .reversible import coupled, in_precision_of_pair, solve_reversibly
-from .solvers import Adaptive, Evaluate, FixedStep, Solver, check_count, slopes_of_step
+from .solvers import check_count
 
 
 @dataclass(frozen=True)
@@ -77,7 +71,7 @@ class Checkpoint:
 class Reversible:
     """Solve by a scheme that can be run backwards, and run it backwards in the backward pass.
 
-    The scheme couples two copies of the state by any fixed-step method (see `ode_detect.ode.reversible`). It is used by
+    The scheme couples two copies of the state by any fixed-step method (see `backward.reversible`). It is used by
     every solve of the block, with and without a gradient, so the outputs are not those of the method alone, but tend to
     the same flow as the steps get smaller. N steps evaluate the field 2 N - 1 times as often as one step of the method
     does, forwards and once more backwards. The last pair is kept, in float64 (the memory of four states in float32),
@@ -222,112 +216,5 @@ def needs_gradient(field: nn.Module, h: Tensor) -> bool:
     return torch.is_grad_enabled() and (h.requires_grad or any(p.requires_grad for p in field.parameters()))
 
 
-def solve(
-    field: nn.Module, h: Tensor, *, solver: Solver, gradient: Gradient, duration: float, tally: Tally | None, block: str
-) -> Tensor:
-    """The state at time ``duration``.
-
-    Args:
-        field: the vector field.
-        h: the state at time 0, (N, C, H, W).
-        solver: how to integrate.
-        gradient: how to differentiate; not `Auto`, but what it chose.
-        duration: the end of time.
-        tally: counts evaluations and steps; None where nobody wants to know and the solver needs no count.
-        block: name for error messages.
-
-    Raises:
-        ValueError: the solver cannot be differentiated in this way.
-    """
-    wanted = needs_gradient(field, h)
-    check_solvable(gradient, solver, block, gradient_needed=wanted)
-    with summing_in_float32(h) if wanted else nullcontext():
-        if isinstance(solver, FixedStep) and not isinstance(gradient, Adjoint):
-            return _fixed_steps(field, h, solver, gradient, duration, tally)
-        return diffeq.solve(
-            field,
-            h,
-            solver=solver,
-            duration=duration,
-            tally=tally or Tally([]),
-            block=block,
-            adjoint=gradient if isinstance(gradient, Adjoint) else None,
-            wrap=recomputing(field) if isinstance(gradient, Checkpoint) else None,
-        )
-
-
-def states(
-    evaluate: Evaluate, h: Tensor, *, solver: FixedStep, gradient: Gradient, duration: float
-) -> Iterator[Tensor]:
-    """The state after each step, in a loop that keeps what autograd keeps.
-
-    The state of a half-precision input is in float32, and that of a reversible solve in float64; the field is evaluated
-    in the precision of the input.
-
-    Args:
-        evaluate: the field, (t, h) -> dh/dt.
-        h: the state at time 0, (N, C, H, W).
-        solver: how to integrate.
-        gradient: `Reversible` has a scheme of its own; the others have that of the solver.
-        duration: the end of time.
-    """
-    evaluate, state = in_precision_of_state(evaluate, h, gradient)
-    if isinstance(gradient, Reversible):
-        slopes = partial(slopes_of_step, evaluate, solver.tableau)
-        for y, _ in coupled(slopes, solver.tableau, list(solver.grid(duration)), gradient.coupling, state):
-            yield y
-        return
-    for start, end in solver.grid(duration):
-        state = solver.step(evaluate, start, end, state)
-        yield state
-
-
-def _fixed_steps(
-    field: nn.Module, h: Tensor, solver: FixedStep, gradient: Gradient, duration: float, tally: Tally | None
-) -> Tensor:
-    evaluate: Evaluate = field if tally is None else tally.count(field)
-    if needs_gradient(field, h) and not _keeps_everything(gradient):
-        out = _sparing_memory(field, evaluate, h, solver, gradient, list(solver.grid(duration)))
-    else:
-        out = h
-        for state in states(evaluate, h, solver=solver, gradient=gradient, duration=duration):
-            out = state
-    if tally is not None:
-        tally.steps(accepted=solver.steps)
-    return out
-
-
-def _sparing_memory(
-    field: nn.Module, evaluate: Evaluate, h: Tensor, solver: FixedStep, gradient: Gradient, grid: Grid
-) -> Tensor:
-    evaluate, state = in_precision_of_state(evaluate, h, gradient)
-    if isinstance(gradient, Reversible):
-        slopes = partial(slopes_of_step, evaluate, solver.tableau)
-        return solve_reversibly(field, slopes, solver.tableau, grid, gradient.coupling, state)
-    assert isinstance(gradient, Checkpoint), f"{gradient} is no way to solve"
-    step = partial(solver.step, evaluate)
-    if gradient.states is not None:
-        return solve_from_few(field, step, grid, state, gradient.states)
-    return solve_from_every(field, step, grid, state, gradient.every)
-
-
-def _keeps_everything(gradient: Gradient) -> bool:
-    return isinstance(gradient, Backprop) or (isinstance(gradient, Reversible) and gradient.keep)
-
-
 def _spares_states(gradient: Gradient) -> bool:
     return isinstance(gradient, Checkpoint) and gradient != Checkpoint()
-
-
-def in_precision_of_state(evaluate: Evaluate, h: Tensor, gradient: Gradient) -> tuple[Evaluate, Tensor]:
-    """The field and the state in the precisions in which a fixed-step solve uses them."""
-    if isinstance(gradient, Reversible):
-        return partial(_in_precision, evaluate, h.dtype), in_precision_of_pair(h)
-    if h.dtype in (torch.bfloat16, torch.float16):
-        # Many small steps would vanish in the rounding of a state of 8 or 11 bits.
-        return partial(_in_precision, evaluate, h.dtype), h.float()
-    return evaluate, h
-
-
-def _in_precision(field: Evaluate, dtype: torch.dtype, t: float, h: Tensor) -> Tensor:
-    return field(t, h.to(dtype))

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ode_detect.ode.backward.recompute import summing_in_float32, version_of, without_trace
+from ode_detect.ode.backward.schedules import evaluations_to_reverse, places_kept
+
 from .errors import GradientError
-from .gradients import Backprop, Checkpoint, Gradient, in_precision_of_state
+from .gradients import Backprop, Checkpoint, Gradient
 from .randomness import draws_masks
-from .recompute import summing_in_float32, version_of, without_trace
-from .schedules import evaluations_to_reverse, places_kept
+from .solve import in_precision_of_state
 from .solvers import FixedStep
 from .tables import table
 

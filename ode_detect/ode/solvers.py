@@ -50,8 +50,6 @@ TABLEAUS = {
         order=4,
     ),
 }
-# Of `LeftOut`, which is no way to solve a flow.
-LEFT_OUT = "left_out"
 # In place: the state after a step is a fresh tensor, which nobody else holds.
 PROJECTIONS: dict[str, Callable[[Tensor], Tensor] | None] = {"none": None, "relu": F.relu_}
 
@@ -104,46 +102,6 @@ class FixedStep:
         return h if project is None else project(h)
 
 
-@dataclass(frozen=True)
-class LeftOut(FixedStep):
-    """Some blocks of a residual network, the others left out: what fewer steps through all of them are held against.
-
-    Steps of size 1, as those of the network, at evenly spread whole times; in between the state stays as it is.
-
-    Attributes:
-        method: "left_out".
-        steps: blocks that are kept, at most as many as the flow lasts.
-        projection: as for `FixedStep`.
-
-    Raises:
-        ValueError: as for `FixedStep`; when it is solved, a flow that does not last a whole time of ``steps`` or more.
-    """
-
-    method: str = LEFT_OUT
-
-    def __post_init__(self) -> None:
-        check_name(self.method, (LEFT_OUT,), "method of LeftOut")
-        check_name(self.projection, PROJECTIONS, "projection")
-        check_count("steps", self.steps, "at least one block is kept")
-
-    @property
-    def tableau(self) -> Tableau:
-        """Euler's."""
-        return TABLEAUS["euler"]
-
-    def grid(self, duration: float) -> Iterator[tuple[float, float]]:
-        """Start and end of each block that is kept."""
-        blocks = round(duration)
-        if blocks != duration or self.steps > blocks:
-            raise ValueError(
-                f"of the blocks of a flow at most all are kept, and {self.steps} were asked for of a flow that lasts "
-                f"{duration:g}; give fewer steps, and one piece for each block."
-            )
-        for index in range(self.steps):
-            start = (2 * index + 1) * blocks // (2 * self.steps)
-            yield float(start), float(start + 1)
-
-
 def grid_point(duration: float, index: int, count: int) -> float:
     """The end of part ``index`` of ``count`` equal parts of the time.
 
@@ -182,45 +140,6 @@ def advance(h: Tensor, slopes: list[Tensor], weights: tuple[float, ...], size: f
         if weight != 0.0:
             h = torch.add(h, slope, alpha=weight * size)
     return h
-
-
-@dataclass(frozen=True)
-class Adaptive:
-    """A method of torchdiffeq: step sizes chosen so that the estimated error stays within the tolerances.
-
-    One step size serves the whole batch, so a picture's result depends on the other pictures in its batch, within the
-    tolerances. With `FixedStep` it does not.
-
-    Attributes:
-        method: any method of the installed torchdiffeq ("dopri5", "bosh3", "adaptive_heun", ...; `adaptive_methods()`
-            lists them). "scipy_solver" cannot be differentiated through: use the adjoint.
-        rtol: relative tolerance. The default suits float32 pictures; torchdiffeq's own 1e-7 does not.
-        atol: absolute tolerance.
-        max_evaluations: a solve that needs more raises `TooManyEvaluationsError`.
-        steps: number of steps over the whole time of those torchdiffeq methods that do not adapt ("rk4",
-            "implicit_adams", ...), rounded up in each piece of a field; the others ignore it.
-
-    Raises:
-        ValueError: unknown method, or a number out of range.
-    """
-
-    method: str = "dopri5"
-    rtol: float = 1e-3
-    atol: float = 1e-4
-    max_evaluations: int = 1000
-    steps: int = 16
-
-    def __post_init__(self) -> None:
-        from .diffeq import adaptive_methods
-
-        check_name(self.method, adaptive_methods(), "method of torchdiffeq")
-        if not (self.rtol > 0 and self.atol > 0):
-            raise ValueError(f"tolerances must be above 0, not rtol={self.rtol}, atol={self.atol}; try 1e-3 and 1e-4.")
-        check_count("max_evaluations", self.max_evaluations, "leave it out for the default", most=10**9)
-        check_count("steps", self.steps, "leave it out for the default")
-
-
-Solver = FixedStep | Adaptive
 
 
 def check_count(name: str, value: object, cure: str, most: int = 1_000_000) -> None:

@@ -11,7 +11,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ode_detect.report.plots import DPI, INK, save_figure
+from .plots import DPI, INK, save_figure
 
 # A larger matrix is drawn without its numbers.
 _COUNTED = 12

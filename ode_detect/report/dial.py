@@ -9,8 +9,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ode_detect.report.plots import DPI, INK, MetricsError, line_colours, save_figure, style_axes
-from ode_detect.report.rows import Row, is_fraction
+from .plots import DPI, INK, MetricsError, line_colours, save_figure, style_axes
+from .rows import Row, is_fraction
 
 
 def pareto_front(costs: Sequence[float], values: Sequence[float], *, better: str = "max") -> list[int]:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from ode_detect.report.plots import COLOURS, DPI, MetricsError, save_figure, smooth
+from .plots import COLOURS, DPI, MetricsError, save_figure, smooth
 
 _INK = "#222222"
 # Beside colours, so that lines stay apart in print.

@@ -14,10 +14,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup, escape
 
-from ode_detect.report import markdown
-from ode_detect.report.comparison import Table
-from ode_detect.report.files import write_text
-from ode_detect.report.plots import COLOURS
+from ode_detect.media.files import write_text
+
+from . import markdown
+from .comparison import Table
+from .plots import COLOURS
 
 _TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp"}
 

@@ -21,8 +21,9 @@ import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ode_detect.report.results import Results, to_markdown
-from ode_detect.report.rows import unknown_name
+from .results import Results
+from .rows import unknown_name
+from .tables import to_markdown
 
 _OPEN = re.compile(r"^<!--\s*results:\s*(?P<marker>.+?)\s*-->\s*$")
 _CLOSE = re.compile(r"^<!--\s*/results\s*-->\s*$")

@@ -15,19 +15,10 @@ from ode_detect.backbones import (
     build_stage,
     discrete_names,
 )
-from ode_detect.backbones.flows import ROLES
+from ode_detect.backbones.build import ROLES
 from ode_detect.backbones.ode_resnet import BLOCKS_PER_STAGE, STAGES
 from ode_detect.engine.config import add_ode_config
-from ode_detect.ode import (
-    Adaptive,
-    Adjoint,
-    Auto,
-    Backprop,
-    Checkpoint,
-    ODEBlock,
-    Reversible,
-    record_solves,
-)
+from ode_detect.ode import Adaptive, Adjoint, Auto, Backprop, Checkpoint, ODEBlock, Reversible, record_solves
 from ode_detect.ode.names import UnknownNameError
 
 PICTURE = ShapeSpec(channels=3)

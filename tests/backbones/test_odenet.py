@@ -11,7 +11,7 @@ from torch import nn
 
 import ode_detect.classification.model  # noqa: F401  registers the classifier
 from ode_detect.backbones import build_odenet_backbone
-from ode_detect.backbones.flows import ROLES
+from ode_detect.backbones.build import ROLES
 from ode_detect.backbones.odenet import NORMS, STEMS
 from ode_detect.engine.config import add_ode_config
 from ode_detect.ode.fields import FIELDS, PREACTIVATED

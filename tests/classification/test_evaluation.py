@@ -10,6 +10,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
+from ode_detect.classification import answers as report
 from ode_detect.classification.evaluation import (
     BINS,
     Answers,
@@ -19,10 +20,9 @@ from ode_detect.classification.evaluation import (
     metrics,
     protocol,
 )
+from ode_detect.classification.scores import ClassificationScores
 from ode_detect.engine.config import add_ode_config
 from ode_detect.media.errors import DatasetError
-from ode_detect.report import answers as report
-from ode_detect.report.classification import ClassificationScores
 
 NAMES = [f"class {index}" for index in range(7)]
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ode_detect.classification.known import known_sources
-from ode_detect.classification.sources import Pictures, read_idx
+from ode_detect.classification.data.known import known_sources
+from ode_detect.classification.data.sources import Pictures, read_idx
 
 FOLDER = Path(__file__).parents[2] / "datasets"
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from detectron2.config import CfgNode
 
-from ode_detect.detection.data import register_datasets
+from ode_detect.detection.data.datasets import register_datasets
 from ode_detect.engine.config import load_config
 
 from ..conftest import ROOT

@@ -13,8 +13,8 @@ from ode_detect.detection.optimize import CachedAnchors, optimize_detector
 from ode_detect.detection.pooler import RowPooler
 from ode_detect.engine.config import load_config
 from ode_detect.ode import ODEBlock, solver_override
-from ode_detect.ode.optimize import OptimizationError
-from ode_detect.ode.packing import can_pack
+from ode_detect.ode.inference.optimize import OptimizationError
+from ode_detect.ode.inference.packing import can_pack
 
 from ..conftest import ROOT
 

@@ -5,7 +5,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
-from ode_detect.detection.data import register_datasets
+from ode_detect.detection.data.datasets import register_datasets
 from ode_detect.detection.pictures import detections
 from ode_detect.engine.config import load_config
 

@@ -8,7 +8,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from pycocotools import mask as rle
 
-from ode_detect.detection import data
+from ode_detect.detection.data import datasets as data
 from ode_detect.detection.predict import DetectionPredictor, categories
 from ode_detect.engine.config import load_config
 from ode_detect.media.images import read_image

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from ode_detect.engine.calls import calls_seen
+from ode_detect.ode.observation import calls_seen
 
 
 def test_each_call_is_seen_until_the_context_ends() -> None:

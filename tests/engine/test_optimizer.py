@@ -7,13 +7,7 @@ from torch import nn
 
 from ode_detect.engine.checkpoint import CheckpointError
 from ode_detect.engine.config import add_ode_config
-from ode_detect.engine.optimizer import (
-    build_optimizer,
-    build_scheduler,
-    check_warmup,
-    optimizer_state,
-    parameter_names,
-)
+from ode_detect.engine.optimizer import build_optimizer, build_scheduler, check_warmup, optimizer_state, parameter_names
 from ode_detect.ode.names import UnknownNameError
 
 

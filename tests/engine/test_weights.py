@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from ode_detect.engine.checkpoint import Checkpointer
-from ode_detect.engine.convert import read_weights
 from ode_detect.engine.weights import (
     CheckpointError,
     categories_in,
     explained,
     load_weights_only,
+    read_weights,
     unpickle_weights,
 )
 

@@ -3,17 +3,10 @@ import torch
 from torch import nn
 
 from ode_detect.ode import Adaptive, BasicField, FixedStep, ODEBlock, estimate_statistics, in_pieces, solver_override
-from ode_detect.ode.dial import (
-    changed_solver,
-    find_flow,
-    flow_names,
-    flows_of,
-    set_solvers,
-    statistics_kept,
-    takes_steps,
-)
+from ode_detect.ode.dial import LeftOut, changed_solver, flows_of, set_solvers, takes_steps
+from ode_detect.ode.flows import find_flow, flow_names
 from ode_detect.ode.names import UnknownNameError
-from ode_detect.ode.solvers import LeftOut
+from ode_detect.ode.statistics import statistics_kept
 
 
 class Network(nn.Module):

@@ -23,7 +23,8 @@ from ode_detect.ode import (
     record_solves,
 )
 from ode_detect.ode.solvers import TABLEAUS
-from tests.ode.known_solutions import Fading, Growth, GrowthInPieces, Logistic
+
+from .known_solutions import Fading, Growth, GrowthInPieces, Logistic
 
 METHODS = adaptive_methods()
 FIXED = [m for m in METHODS if isinstance(SOLVERS[m], type) and issubclass(SOLVERS[m], FixedGridODESolver)]

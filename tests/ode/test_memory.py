@@ -19,8 +19,8 @@ from ode_detect.ode import (
     in_pieces,
     record_solves,
 )
+from ode_detect.ode.backward.schedules import evaluations_to_reverse
 from ode_detect.ode.memory import KeptBytes, bytes_kept, plan
-from ode_detect.ode.schedules import evaluations_to_reverse
 from ode_detect.ode.solvers import TABLEAUS
 
 STEPS = 12

@@ -8,7 +8,8 @@ from torch import nn
 
 from ode_detect.ode import Adaptive, FixedStep, HatFunctions, ODEBlock, PiecewiseConstant, adaptive_methods
 from ode_detect.ode.solvers import PROJECTIONS, TABLEAUS
-from tests.ode.known_solutions import Fading, GrowthInPieces, Logistic
+
+from .known_solutions import Fading, GrowthInPieces, Logistic
 
 METHODS = list(TABLEAUS)
 

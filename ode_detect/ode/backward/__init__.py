@@ -1,0 +1,1 @@
+"""Ways to a gradient: evaluating again, the binomial schedule, reversible steps."""

@@ -1,0 +1,1 @@
+"""Certificates: whether gradients are right, and whether a network is a flow."""

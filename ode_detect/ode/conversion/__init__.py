@@ -1,0 +1,1 @@
+"""Residual blocks into flows and back, without loss."""

@@ -1,0 +1,1 @@
+"""Another number of pieces for a trained flow: splitting, projection, distillation."""

@@ -1,0 +1,1 @@
+"""What is measured of trained networks: comparisons, benchmarks, the dial, pieces, certificates."""

@@ -1,0 +1,1 @@
+"""The dial of a trained network: quality and cost by steps and methods."""

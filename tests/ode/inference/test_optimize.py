@@ -1,0 +1,407 @@
+import copy
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ode_detect.ode import (
+    BasicField,
+    BottleneckField,
+    Checkpoint,
+    ConcatConvField,
+    FixedStep,
+    FrozenBatchNorm2d,
+    HatFunctions,
+    ODEBlock,
+    in_pieces,
+    record_solves,
+    solver_override,
+)
+from ode_detect.ode.conversion.residual import ResidualBranch
+from ode_detect.ode.inference import optimize, packing
+from ode_detect.ode.inference.folding import fold_norms
+from ode_detect.ode.inference.optimize import InferenceFlow, OptimizationError, optimize_for_inference
+from ode_detect.ode.inference.packing import PackedConv2d, can_pack
+
+needs_onednn = pytest.mark.skipif(not can_pack(), reason="this PyTorch has no oneDNN operators")
+
+
+@pytest.fixture
+def with_statistics():
+    """Draws weights and statistics anew: a new normalisation is the identity."""
+
+    def draw(module: nn.Module) -> nn.Module:
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            if tensor.dim() > 1:
+                nn.init.normal_(tensor, std=(1.0 / tensor[0].numel()) ** 0.5)
+            elif tensor.is_floating_point():
+                nn.init.uniform_(tensor, *((-0.5, 0.5) if name.endswith(("bias", "mean")) else (0.5, 1.5)))
+        return module.eval()
+
+    return draw
+
+
+def flow(pieces="piecewise", field=BasicField, steps=3, norm="FrozenBN", **arguments):
+    count = 1 if pieces == "constant" else 3
+    made = in_pieces(pieces, count, lambda: field(channels=8, norm=norm))
+    return ODEBlock(field=made, solver=FixedStep("euler", steps=steps, projection="relu"), **arguments)
+
+
+class Residual(nn.Module):
+    """A basic block as torchvision, timm and the CIFAR networks write it."""
+
+    def __init__(self, norm=nn.BatchNorm2d):
+        super().__init__()
+        self.conv1 = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.bn1 = norm(8)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1, groups=2, bias=False)
+        self.bn2 = norm(8)
+
+    def forward(self, x):
+        return self.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))) + x)
+
+
+class NormFirst(nn.Module):
+    """A pre-activation: the normalisation that is declared after a convolution follows it; the first follows none."""
+
+    def __init__(self):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(8)
+        self.conv1 = nn.Conv2d(8, 8, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(8, affine=False)
+        self.conv2 = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        return x + self.conv2(F.relu(self.bn2(self.conv1(F.relu(self.bn1(x))))))
+
+
+class Misleading(nn.Module):
+    """The normalisation is declared after the convolution, and applied before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 1)
+        self.norm = nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        return self.conv(self.norm(x))
+
+
+class BatchNormAct2d(nn.BatchNorm2d):
+    """As timm's: BatchNorm, then an activation."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), nn.SiLU()
+
+    def forward(self, x):
+        return self.act(super().forward(x))
+
+
+def sequence(norm):
+    return nn.Sequential(nn.Conv2d(8, 8, 3, stride=2, bias=False), norm(8), nn.ReLU(), nn.Conv2d(8, 4, 1), norm(4))
+
+
+MODELS = {
+    "flow, piecewise": (lambda: flow(), 6, 0),
+    "flow, constant": (lambda: flow("constant"), 2, 0),
+    "flow, bottleneck": (lambda: flow(field=BottleneckField), 9, 0),
+    "flow, one hat": (lambda: ODEBlock(field=HatFunctions([BasicField(channels=8, norm="FrozenBN")])), 2, 0),
+    "flow, hats": (lambda: flow("hat"), 0, 6),
+    "flow, time as a channel": (lambda: flow("constant", field=ConcatConvField), 2, 1),
+    "flow, GN": (lambda: flow(norm="GN"), 0, 0),
+    "block": (Residual, 2, 0),
+    "block, frozen": (lambda: Residual(FrozenBatchNorm2d), 2, 0),
+    "branch": (lambda: ODEBlock(field=ResidualBranch(Residual().eval()), allow_stateful_field=True), 2, 0),
+    "pre-activation": (NormFirst, 1, 1),
+    "sequence": (lambda: sequence(nn.BatchNorm2d), 2, 0),
+    "sequence, frozen": (lambda: sequence(FrozenBatchNorm2d), 2, 0),
+    "sequence, activating": (lambda: sequence(BatchNormAct2d), 2, 0),
+    "sequence, instance norm": (lambda: sequence(lambda c: nn.InstanceNorm2d(c, track_running_stats=True)), 0, 0),
+}
+every_model = pytest.mark.parametrize("name", MODELS)
+
+
+# --- contract ---
+
+
+@every_model
+def test_the_original_is_untouched_and_the_copy_is_for_inference(name, with_statistics):
+    model = with_statistics(MODELS[name][0]()).train()
+    before, gradients = copy.deepcopy(model.state_dict()), [p.requires_grad for p in model.parameters()]
+    fast, _ = optimize_for_inference(model, torch.randn(1, 8, 9, 7))
+    after = model.state_dict()
+    assert model.training
+    assert not fast.training
+    assert [p.requires_grad for p in model.parameters()] == gradients
+    assert all(torch.equal(after[key], before[key]) for key in before)
+    assert list(after) == list(before)
+    with pytest.raises(RuntimeError, match="train the original"):
+        fast.train()(torch.randn(1, 8, 9, 7))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_dtypes_and_containers_stay(precision, with_statistics):
+    class Pyramid(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = Residual()
+
+        def forward(self, pictures):
+            out = self.block(pictures["image"])
+            return {"p2": out, "rest": [F.max_pool2d(out, 2), pictures["id"]]}
+
+    model = with_statistics(Pyramid())
+    example = {"image": torch.randn(2, 8, 6, 6), "id": torch.tensor([4, 7])}
+    fast, report = optimize_for_inference(model, example, precision=precision, tolerance=0.05)
+    out = fast(example)
+    assert (out["p2"].dtype, out["rest"][0].dtype) == (torch.float32, torch.float32)
+    assert torch.equal(out["rest"][1], example["id"])
+    assert set(report.errors) == {"p2", "rest.0"}
+    assert fast({**example, "image": torch.randn(3, 8, 4, 4)})["p2"].shape == (3, 8, 4, 4)
+
+
+def test_the_report_tells_what_was_done(with_statistics):
+    _, report = optimize_for_inference(with_statistics(flow("hat")), torch.randn(1, 8, 6, 6), precision="float32")
+    assert (report.precision, report.folded, report.compiled) == ("float32", 0, False)
+    assert set(report.milliseconds) == {"original", "float32"}
+    assert report.errors["output"] <= report.tolerance == 1e-4
+    text = str(report)
+    assert "float32, channels last; 0 normalisations folded" in text
+    assert "not folded: field.knots.0.conv1.norm (in hat functions" in text
+    assert "allowed: 0.0001" in text
+
+
+def test_a_solver_can_be_set_after_it(with_statistics):
+    model, x = with_statistics(nn.Sequential(flow(), nn.Conv2d(8, 4, 1))), torch.randn(1, 8, 6, 6)
+    fast, _ = optimize_for_inference(model, x, precision="float32")
+    with solver_override(model, steps=5, method="rk4"), solver_override(fast, steps=5, method="rk4"):
+        torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+        expected = model(x)
+    assert not torch.allclose(fast(x), expected, rtol=1e-2)
+    fast[0].solver = FixedStep("euler", steps=1)
+    model[0].solver = FixedStep("euler", steps=1)
+    torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_picture_is_made_where_no_example_is_given(with_statistics):
+    _, report = optimize_for_inference(with_statistics(nn.Sequential(nn.Conv2d(3, 8, 7, 8), nn.BatchNorm2d(8))))
+    assert report.folded == 1
+    with pytest.raises(ValueError, match="give an example"):
+        optimize_for_inference(nn.Linear(3, 3))
+
+
+@needs_onednn
+def test_evaluations_and_multiply_adds_are_counted_as_before(with_statistics):
+    model, x = with_statistics(flow()), torch.randn(1, 8, 6, 6)
+    fast, report = optimize_for_inference(model, x, precision="bfloat16", tolerance=0.03)
+    assert report.packed == 6
+    with record_solves(model) as before, record_solves(fast) as after:
+        model(x)
+        fast(x)
+    assert before.total.forward_evaluations == after.total.forward_evaluations == 3
+    assert before.total.macs == after.total.macs > 0
+
+
+def test_nothing_is_recomputed(with_statistics):
+    model = with_statistics(flow(gradient="checkpoint"))
+    fast, _ = optimize_for_inference(model, torch.randn(1, 8, 6, 6))
+    assert model.gradient == Checkpoint()
+    assert fast.gradient != Checkpoint()
+
+
+# --- value ---
+
+
+@every_model
+def test_folded_equals_unfolded(name, with_statistics):
+    build, folded, kept = MODELS[name]
+    model, x = with_statistics(build()), torch.randn(2, 8, 9, 7)
+    fast, report = optimize_for_inference(model, x, precision="float32")
+    with torch.no_grad():
+        expected = model(x)
+        torch.testing.assert_close(fast(x), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+        other = torch.randn(1, 8, 12, 5)
+        torch.testing.assert_close(fast(other), model(other), rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+    assert (report.folded, len(report.kept)) == (folded, kept)
+
+
+def test_folding_is_exact_in_float64(with_statistics):
+    model, x = with_statistics(Residual()).double(), torch.randn(2, 8, 9, 7, dtype=torch.float64)
+    folded = copy.deepcopy(model)
+    result = fold_norms(folded)
+    torch.testing.assert_close(folded(x), model(x), rtol=1e-12, atol=1e-12)
+    assert result.folded == ("bn1", "bn2")
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+
+
+@every_model
+def test_bfloat16_is_near_float32(name, with_statistics):
+    model, x = with_statistics(MODELS[name][0]()), torch.randn(2, 8, 9, 7)
+    fast, report = optimize_for_inference(model, x, precision="bfloat16", tolerance=0.03)
+    with torch.no_grad():
+        error = (fast(x) - model(x)).norm() / model(x).norm()
+    assert report.errors["output"] == pytest.approx(float(error), rel=1e-3)
+    assert 1e-5 < error <= 0.03  # not silently float32
+
+
+@needs_onednn
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"kernel_size": 1},
+        {"kernel_size": 3, "padding": 1, "bias": False},
+        {"kernel_size": 3, "stride": 2, "padding": (0, 2)},
+        {"kernel_size": (1, 5), "dilation": 2, "groups": 4},
+    ],
+    ids=str,
+)
+def test_a_packed_convolution_is_the_convolution(arguments, dtype, relu):
+    conv = nn.Conv2d(8, 12, **arguments).to(dtype)
+    x = torch.randn(2, 8, 11, 13, dtype=dtype)
+    packed = PackedConv2d(conv, relu=relu)
+    with torch.no_grad():
+        expected = F.relu(conv(x)) if relu else conv(x)
+        for layout in (torch.contiguous_format, torch.channels_last):
+            torch.testing.assert_close(packed(x.to(memory_format=layout)), expected)
+        torch.testing.assert_close(copy.deepcopy(packed)(x), expected)
+
+
+@needs_onednn
+def test_relu_goes_into_the_convolutions_of_a_field(with_statistics):
+    in_bfloat16 = {"precision": "bfloat16", "tolerance": 0.05}
+    bottleneck = with_statistics(flow(field=BottleneckField))
+    fast, _ = optimize_for_inference(bottleneck, torch.randn(1, 8, 6, 6), **in_bfloat16)
+    assert [layer.relu for layer in fast.field.pieces[0].layers] == [True, True, False]
+    branch = ODEBlock(field=ResidualBranch(Residual().eval()), allow_stateful_field=True)
+    fast, _ = optimize_for_inference(with_statistics(branch), torch.randn(1, 8, 6, 6), **in_bfloat16)
+    assert [layer.relu for layer in fast.field.layers] == [True, False]
+
+
+@needs_onednn
+@pytest.mark.parametrize("size", [1.0, 2.0, 0.5])
+def test_a_step_in_one_go_is_the_step(size, with_statistics):
+    model, h = with_statistics(flow()), torch.randn(2, 8, 6, 7).to(memory_format=torch.channels_last)
+    fast, _ = optimize_for_inference(model, h, precision="bfloat16", tolerance=0.03)
+    piece = copy.deepcopy(fast.field.pieces[0])
+    assert piece.can_step(size)
+    assert not piece.can_step(3.0)
+    with torch.no_grad():
+        expected = torch.relu(h + size * model.field.pieces[0](0.0, h))
+        given = piece.step(size, h := h.bfloat16())
+    assert given is h
+    assert (given.float() - expected).norm() < 0.02 * expected.norm()
+
+
+@needs_onednn
+@pytest.mark.parametrize(("steps", "fused"), [(3, 3), (1, 0)])
+def test_steps_in_one_go_are_taken_where_they_can_be(steps, fused, with_statistics, monkeypatch):
+    fast, _ = optimize_for_inference(
+        with_statistics(flow()), torch.randn(1, 8, 6, 6), precision="bfloat16", tolerance=0.03
+    )
+    taken, step = [], packing.PackedBranch.step
+    monkeypatch.setattr(packing.PackedBranch, "step", lambda *arguments: taken.append(1) or step(*arguments))
+    with torch.no_grad(), solver_override(fast, steps=steps):
+        fast(torch.randn(1, 8, 6, 6))
+    assert len(taken) == fused
+
+
+def test_without_onednn_convolutions_stay(with_statistics, monkeypatch):
+    monkeypatch.setattr(optimize, "can_pack", lambda: False)
+    model, x = with_statistics(flow()), torch.randn(1, 8, 6, 6)
+    fast, report = optimize_for_inference(model, x, precision="bfloat16", tolerance=0.03)
+    assert report.packed == 0
+    assert (fast(x) - model(x)).norm() < 0.03 * model(x).norm()
+
+
+def test_steps_of_a_residual_network_are_taken_in_bfloat16_and_smaller_ones_are_not(with_statistics):
+    model, x = with_statistics(flow()), torch.randn(1, 8, 6, 6)
+    fast, _ = optimize_for_inference(model, x, precision="bfloat16", tolerance=0.03)
+    seen = []
+    fast.field.register_forward_pre_hook(lambda module, args: seen.append(args[1]))
+    with torch.no_grad():
+        before = x.clone()
+        assert (fast(x) - model(x)).norm() < 0.03 * model(x).norm()
+        assert torch.equal(x, before)
+        for steps, limit in ((2, 0.03), (300, 0.03)):
+            with solver_override(model, steps=steps), solver_override(fast, steps=steps), record_solves(fast) as record:
+                assert (fast(x) - model(x)).norm() < limit * model(x).norm()
+                assert (record.total.forward_evaluations, record.total.accepted) == (steps, steps)
+    assert seen[0].dtype == torch.bfloat16
+
+
+# --- which variant is taken ---
+
+
+@pytest.mark.parametrize("faster", ["float32", "bfloat16"])
+def test_the_faster_precision_is_taken(faster, with_statistics, monkeypatch):
+    times = {"original": 9.0, "float32": 5.0, "bfloat16": 5.0, faster: 2.0}
+    monkeypatch.setattr(optimize, "_times", lambda models, run: {name: times[name] for name in models})
+    fast, report = optimize_for_inference(with_statistics(Residual()), torch.randn(1, 8, 6, 6), tolerance=0.05)
+    assert report.precision == faster
+    assert report.milliseconds == times
+    assert next(fast.buffers(), torch.zeros(())).dtype in (torch.float32, torch.bfloat16)
+
+
+def test_bfloat16_that_is_too_coarse_is_not_taken(with_statistics, monkeypatch):
+    monkeypatch.setattr(optimize, "_times", lambda models, run: dict.fromkeys(models, 1.0))
+    model, x = with_statistics(Residual()), torch.randn(1, 8, 6, 6)
+    _, report = optimize_for_inference(model, x, tolerance=1e-3)
+    assert report.precision == "float32"
+    assert "differs by" in report.refused["bfloat16"]
+    assert "not taken: bfloat16" in str(report)
+    with pytest.raises(OptimizationError, match=r"within 0.001, and in bfloat16 output differs by 0.00\d+ of its norm"):
+        optimize_for_inference(model, x, precision="bfloat16", tolerance=1e-3)
+
+
+def test_a_wrong_fold_is_refused(with_statistics):
+    with pytest.raises(OptimizationError, match=r"within 0.0001, and in float32 output differs by .* \(1 normalis"):
+        optimize_for_inference(with_statistics(Misleading()), torch.randn(1, 8, 6, 6))
+
+
+def test_not_a_number_is_refused(with_statistics):
+    model = with_statistics(nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)))
+    model[1].running_var.fill_(float("nan"))
+    with pytest.raises(OptimizationError, match="differs by nan"):
+        optimize_for_inference(model, torch.randn(1, 8, 6, 6))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"precision": "float16"}, "unknown precision 'float16'; known are auto, bfloat16, float32"),
+        ({"tolerance": 0.0}, "between 0 and 1, not 0.0"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        optimize_for_inference(Residual(), torch.randn(1, 8, 6, 6), **arguments)
+
+
+def test_compiling_without_a_compiler_says_so(monkeypatch, with_statistics):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(RuntimeError, match=r"needs a C\+\+ compiler"):
+        optimize_for_inference(with_statistics(Residual()), torch.randn(1, 8, 6, 6), compile=True)
+
+
+def test_packing_needs_the_operators(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not packing.can_pack()
+
+
+def test_steps_are_taken_in_one_dtype_also_where_gradients_are_on_but_none_is_needed(with_statistics, monkeypatch):
+    """A caller who forgot torch.no_grad() gets the same speed."""
+    fast, _ = optimize_for_inference(with_statistics(flow()), torch.randn(1, 8, 6, 6), precision="float32")
+    taken, step = [], InferenceFlow._step
+    monkeypatch.setattr(InferenceFlow, "_step", lambda *arguments: taken.append(1) or step(*arguments))
+    h = torch.randn(1, 8, 6, 6)
+    out = fast(h)
+    assert len(taken) == 3
+    assert not out.requires_grad
+    with torch.no_grad():
+        assert torch.equal(out, fast(h))

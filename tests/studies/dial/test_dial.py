@@ -1,0 +1,319 @@
+"""The dial of the quickstart network, trained for a moment on eight small pictures."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.layers import FrozenBatchNorm2d
+
+from ode_detect.detection.data.datasets import DatasetError
+from ode_detect.engine import provenance as provenances
+from ode_detect.engine import run as runs
+from ode_detect.engine import train
+from ode_detect.engine.build import build_network
+from ode_detect.engine.config import load_config
+from ode_detect.ode import Adaptive, FixedStep, NonFiniteStateError, estimate_statistics
+from ode_detect.ode.dial import flows_of
+from ode_detect.ode.statistics import StatisticsError
+from ode_detect.report.results import Results
+from ode_detect.studies.dial import dial as dials
+from ode_detect.studies.dial.budget import Budget, BudgetError, turn
+from ode_detect.studies.dial.dial import Dial
+from ode_detect.task import ConfigError
+
+ROOT = Path(__file__).resolve().parents[3]
+QUICKSTART = ROOT / "configs" / "quickstart.yaml"
+Overrides = Callable[..., list[str]]
+STEPS = {"steps": [1, 2], "methods": ["euler"]}
+
+
+@pytest.fixture(autouse=True)
+def two_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times of two pictures are enough where nothing is made of them."""
+    monkeypatch.setattr(dials, "PICTURES", 2)
+
+
+@pytest.fixture(scope="module")
+def trained(whole_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides for a run whose folder holds a checkpoint."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    overrides = [*whole_run, "OUTPUT_DIR", str(folder), "SOLVER.DIAL.STATISTICS_BATCHES", "2", "TEST.EVAL_PERIOD", "0"]
+    # Small and few, since a network that knows nothing finds something everywhere.
+    overrides += ["INPUT.MIN_SIZE_TEST", "64", "MODEL.RPN.POST_NMS_TOPK_TEST", "30", "SOLVER.MAX_ITER", "4"]
+    run = runs.open_run(load_config(QUICKSTART, overrides), command="train", config_file=str(QUICKSTART), resume=False)
+    train.train(run, resume=False)
+    return overrides
+
+
+def open_dial(overrides: list[str], folder: Path, weights: str = "", *more: str) -> Dial:
+    cfg = load_config(QUICKSTART, [*overrides, *more])
+    return Dial(cfg, command="dial", config_file=str(QUICKSTART), weights=weights, folder=folder)
+
+
+@pytest.fixture(scope="module")
+def swept(trained: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
+    folder = tmp_path_factory.mktemp("dial") / "swept"
+    results, choice = turn(open_dial(trained, folder), **STEPS)
+    assert choice is None
+    return folder, results
+
+
+def no_evaluation(*arguments: Any) -> None:
+    raise AssertionError("evaluated again")
+
+
+# --- contract ---
+
+
+def test_a_sweep_writes_numbers_and_a_plot(swept: tuple[Path, Results]) -> None:
+    folder, results = swept
+    assert {"dial.json", "dial.png", "evaluations.json", "statistics.pth"} <= {p.name for p in folder.iterdir()}
+    assert Results.read(folder / "dial.json") == results
+    assert [row.name for row in results.rows] == ["euler_1", "euler_2"]
+    assert [row.cost["evaluations"] for row in results.rows] == [3, 6]
+    assert results.rows[0].cost["macs"] < results.rows[1].cost["macs"]
+    assert all(row.cost["latency_ms"] > 0 for row in results.rows)
+    assert "full steps: euler_2" in results.protocol
+    assert "of the full steps the running averages in the checkpoint" in results.protocol
+    assert "all other settings estimated from 2 training batches of 2; " in results.protocol
+    assert "picked on squares itself among 2 settings: not an independent estimate" in results.protocol
+    assert results.machine["threads"] == torch.get_num_threads()
+
+
+def test_the_full_steps_give_what_an_evaluation_gives(swept: tuple[Path, Results], trained: list[str]) -> None:
+    run = runs.open_run(
+        load_config(QUICKSTART, trained), command="x", config_file=str(QUICKSTART), resume=False, evaluating=True
+    )
+    assert swept[1].rows[1].metrics == train.evaluate_only(run).rows[0].metrics
+
+
+def test_what_is_known_is_not_evaluated_again_and_stays(
+    swept: tuple[Path, Results], trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, before = swept
+    again = open_dial(trained, folder)
+    monkeypatch.setattr(dials, "evaluate", no_evaluation)
+    results, _ = turn(again, steps=[1], methods=["euler"])
+    assert [(row.name, row.metrics) for row in results.rows] == [(row.name, row.metrics) for row in before.rows]
+    with pytest.raises(AssertionError, match="again"):
+        turn(again, steps=[3], methods=["euler"])
+
+
+def test_the_network_is_left_as_it_was(trained: list[str], tmp_path: Path) -> None:
+    dial = open_dial(trained, tmp_path)
+    # Given a state without its statistics, it takes 0 and 1.
+    dial.model.frozen = FrozenBatchNorm2d(2)
+    dial.model.frozen.running_mean.fill_(3.0)
+    before = {name: value.clone() for name, value in dial.model.state_dict().items()}
+    solvers = [block.solver for block in flows_of(dial.model).values()]
+    setting = dial.settings([1], ["euler"])[1]
+    dial.evaluate(setting)
+    assert same(before, dial.model.state_dict())
+    assert [block.solver for block in flows_of(dial.model).values()] == solvers
+    with dial.at(setting):
+        changed = [name for name, value in dial.model.state_dict().items() if not torch.equal(value, before[name])]
+        assert [block.solver.steps for block in flows_of(dial.model).values()] == [1, 1, 1]
+    assert any("res3" in name for name in changed)
+    assert all(name.split(".")[-1] in ("running_mean", "running_var", "num_batches_tracked") for name in changed)
+    assert same(before, dial.model.state_dict())
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+def test_a_choice_is_a_config_that_gives_the_same_numbers(swept: tuple[Path, Results], trained: list[str]) -> None:
+    folder, _ = swept
+    results, choice = turn(open_dial(trained, folder), **STEPS, budget=Budget(loss=1.0))
+    assert choice is not None
+    row = next(row for row in results.rows if row.name == choice.setting.name)
+    assert {"euler_1-2-2", "euler_2-1-2", "euler_2-2-1"} <= {row.name for row in results.rows}
+    cfg = load_config(choice.path)
+    trained_weights = str(Path(load_config(QUICKSTART, trained).OUTPUT_DIR) / "model_final.pth")
+    expected = trained_weights if row.name == "euler_2" else str(folder / f"{row.name}.pth")
+    assert expected == cfg.MODEL.WEIGHTS
+    assert torch.load(expected, weights_only=True)["categories"] == [{"id": 1, "name": "square"}]
+    run = runs.open_run(cfg, command="x", config_file=str(choice.path), resume=False, evaluating=True)
+    (evaluated,) = train.evaluate_only(run).rows
+    assert evaluated.metrics == row.metrics
+    assert evaluated.cost["evaluations"] == row.cost["evaluations"]
+    claim, *_ = choice.path.read_text().splitlines()
+    assert claim.startswith(f"# {row.name}: AP50 ")
+    assert f"; {torch.get_num_threads()} threads of {results.machine['cpu']}; " in claim
+    assert f"picked on squares itself among {len(results.rows)} settings: not an independent estimate" in claim
+    assert (folder / f"{row.name}.yaml").read_text() == choice.path.read_text()
+
+
+def test_a_budget_that_is_not_met_leaves_the_sweep(trained: list[str], tmp_path: Path) -> None:
+    with pytest.raises(BudgetError, match=r"no setting keeps to 1e-06 ms .*nearest is euler_"):
+        turn(open_dial(trained, tmp_path), steps=[1], methods=["euler"], budget=Budget(milliseconds=1e-6))
+    assert len(Results.read(tmp_path / "dial.json").rows) >= 2
+    assert not (tmp_path / "config.yaml").exists()
+
+
+def test_a_seed_that_is_left_open_stays_that_of_the_first_sweep(trained: list[str], tmp_path: Path) -> None:
+    weights = str(Path(load_config(QUICKSTART, trained).OUTPUT_DIR) / "model_final.pth")
+    more = ["SEED", "-1", "OUTPUT_DIR", str(tmp_path / "nowhere")]
+    first = open_dial(trained, tmp_path, weights, *more)
+    first.evaluate(first.full)
+    again = open_dial(trained, tmp_path, weights, *more)
+    assert again.run.cfg.SEED == first.run.cfg.SEED >= 0
+    assert list(again.measured) == ["euler_2"]
+
+
+def test_a_stopped_sweep_keeps_what_it_evaluated(
+    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(run: runs.Run, model: torch.nn.Module) -> dict[str, Any]:
+        if any(block.solver.steps == 1 for block in flows_of(model).values()):
+            raise KeyboardInterrupt
+        return train.evaluate(run, model)
+
+    monkeypatch.setattr(dials, "evaluate", stop)
+    with pytest.raises(KeyboardInterrupt):
+        turn(open_dial(trained, tmp_path), **STEPS)
+    assert list(json.loads((tmp_path / "evaluations.json").read_text())["settings"]) == ["euler_2"]
+    assert list(open_dial(trained, tmp_path).measured) == ["euler_2"]
+
+
+def test_a_solve_that_fails_is_left_out(trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(run: runs.Run, model: torch.nn.Module) -> dict[str, Any]:
+        if any(block.solver == FixedStep("euler", steps=1) for block in flows_of(model).values()):
+            raise NonFiniteStateError(block="res4.flow", time=1.0, step="step 1 of 1", evaluations=1)
+        return train.evaluate(run, model)
+
+    monkeypatch.setattr(dials, "evaluate", fail)
+    results, choice = turn(open_dial(trained, tmp_path), **STEPS, budget=Budget(loss=1.0))
+    assert [row.name for row in results.rows] == ["euler_2"]
+    assert choice is not None
+    assert choice.setting.name == "euler_2"
+
+
+def test_methods_that_choose_their_own_steps_come_once(trained: list[str], tmp_path: Path) -> None:
+    dial = open_dial(trained, tmp_path)
+    names = [setting.name for setting in dial.settings([1, 2], ["euler", "dopri5", "rk4"])]
+    assert names == ["euler_2", "euler_1", "dopri5", "rk4_1", "rk4_2"]
+    # Of the blocks of a flow at most all are kept.
+    assert [setting.name for setting in dial.settings([1, 40], ["left_out"])] == ["euler_2", "left_out_1"]
+    only = [setting.name for setting in dial.settings([1, 4], ["euler"], ["res3"])]
+    assert only == ["euler_2", "euler_2-1-2", "euler_2-4-2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([0], ["euler"]), "integer of 1 or more"),
+        (([1], ["eulr"]), "Did you mean 'euler'"),
+        (([1], ["euler"], ["res9"]), "unknown flow 'res9'"),
+    ],
+)
+def test_an_impossible_request_is_refused(arguments: Any, message: str, trained: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        open_dial(trained, tmp_path).settings(*arguments)
+
+
+def test_another_network_is_not_mixed_in(swept: tuple[Path, Results], trained: list[str], tmp_path: Path) -> None:
+    folder, _ = swept
+    run_folder = Path(load_config(QUICKSTART, trained).OUTPUT_DIR)
+    state = torch.load(run_folder / "model_final.pth", weights_only=True)
+    state["model"]["backbone.fpn_lateral2.weight"] += 1
+    torch.save({"model": state["model"]}, tmp_path / "other.pth")
+    with pytest.raises(ConfigError, match="another weights"):
+        open_dial(trained, folder, str(tmp_path / "other.pth"))
+    with pytest.raises(ConfigError, match="another config"):
+        open_dial(trained, folder, "", "INPUT.MIN_SIZE_TEST", "80")
+
+
+def test_numbers_of_another_commit_are_not_mixed_in(
+    swept: tuple[Path, Results], trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provenances, "commit", lambda: "another")
+    with pytest.raises(ConfigError, match=r"the dial of another commit, .* Give another --output"):
+        open_dial(trained, swept[0])
+
+
+def test_a_refused_command_leaves_the_folder_as_it_was(swept: tuple[Path, Results], trained: list[str]) -> None:
+    files = [swept[0] / "sweep" / name for name in ("config.yaml", "environment.json")]
+    before = [file.read_text() for file in files]
+    with pytest.raises(ConfigError, match="another config"):
+        open_dial(trained, swept[0], "", "INPUT.MIN_SIZE_TEST", "80")
+    with pytest.raises(ConfigError, match="unknown flow 'res7'"):
+        turn(open_dial(trained, swept[0], "", "MODEL.ODE.RTOL", "0.001"), **STEPS, flows=["res7"])
+    assert [file.read_text() for file in files] == before
+
+
+@pytest.mark.parametrize("file", ["last_checkpoint", "metrics.json"])
+def test_the_folder_of_a_run_is_not_written_into(file: str, trained: list[str], tmp_path: Path) -> None:
+    (tmp_path / file).write_text("")
+    with pytest.raises(ConfigError, match=r"holds a run.* give another --output"):
+        open_dial(trained, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [file]
+
+
+def test_an_optimised_network_is_not_what_is_measured(trained: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"MODEL\.OPTIMIZE_FOR_INFERENCE .* set it to False here"):
+        open_dial(trained, tmp_path, "", "MODEL.OPTIMIZE_FOR_INFERENCE", "True")
+
+
+def test_statistics_that_cannot_be_estimated_are_told(
+    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(model: torch.nn.Module, batches: Any) -> int:
+        if any(block.solver.steps == 1 for block in flows_of(model).values()):
+            raise StatisticsError("not finite")
+        return estimate_statistics(model, batches)
+
+    monkeypatch.setattr(dials, "estimate_statistics", fail)
+    results, _ = turn(open_dial(trained, tmp_path), steps=[1, 3], methods=["euler"])
+    assert "batches of 2, but for euler_1: not finite, so those of the full steps; " in results.protocol
+    again, _ = turn(open_dial(trained, tmp_path), steps=[3], methods=["euler"])
+    assert "but for euler_1:" in again.protocol
+
+
+def test_data_that_fails_is_not_taken_for_statistics(
+    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(model: torch.nn.Module, batches: Any) -> int:
+        raise DatasetError("a picture is not there")
+
+    monkeypatch.setattr(dials, "estimate_statistics", fail)
+    with pytest.raises(DatasetError, match="not there"):
+        turn(open_dial(trained, tmp_path), **STEPS)
+
+
+def test_steps_and_tolerances_of_torchdiffeq_are_kept(trained: list[str], tmp_path: Path) -> None:
+    more = ("MODEL.ODE.RTOL", "0.125", "MODEL.ODE.MAX_EVALUATIONS", "77", "SOLVER.DIAL.STATISTICS_BATCHES", "0")
+    dial = open_dial(trained, tmp_path, "", *more)
+    settings = dial.settings([1, 3], ["implicit_adams", "dopri5"], ["res3"])
+    names = ["euler_2", "euler_2-implicit_adams_1-euler_2", "euler_2-implicit_adams_3-euler_2"]
+    assert [setting.name for setting in settings] == [*names, "euler_2-dopri5-euler_2"]
+    assert settings[2].solvers[1][1] == Adaptive("implicit_adams", rtol=0.125, max_evaluations=77, steps=3)
+    assert settings[3].solvers[1][1] == Adaptive("dopri5", rtol=0.125, max_evaluations=77)
+    dial.evaluate(settings[2])
+    again = open_dial(trained, tmp_path, "", *more)
+    assert again.measured[names[2]].setting == settings[2]
+    path = again.write_choice(settings[2], "a claim")
+    model = build_network(load_config(path))
+    assert [block.solver for block in flows_of(model).values()] == [solver for _, solver in settings[2].solvers]
+
+
+def test_a_flow_of_two_names_is_one(trained: list[str], tmp_path: Path) -> None:
+    dial = open_dial(trained, tmp_path)
+    assert dial.paths(["res3", "res3.flow"]) == [list(dial.flows)[1]]
+    assert dial.paths(None) == list(dial.flows)
+
+
+def test_a_network_without_flows_has_no_dial(trained: list[str], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no ODEBlock.*MODEL\.ODE\.ROLE ode"):
+        open_dial(trained, tmp_path, "", "MODEL.ODE.STAGES", "[]", "MODEL.ALLOW_PARTIAL_WEIGHTS", "True")
+
+
+def test_a_network_that_finds_nothing_cannot_be_compared(
+    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dials, "evaluate", lambda run, model: {"bbox": {"AP50": float("nan")}})
+    with pytest.raises(ConfigError, match="compares AP50 with that at the full steps"):
+        turn(open_dial(trained, tmp_path), **STEPS)
