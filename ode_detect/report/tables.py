@@ -53,7 +53,8 @@ _HEADINGS = {
 
 
 # Columns of words are flush left.
-_WORDS = ("network", "role", "case", "quantity")
+_WORDS = ("network", "role", "case", "quantity", "ours", "other", "aim")
+_SPREAD = "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"
 _NUMBERS = {2: "Two", 3: "Three", 4: "Four", 5: "Five"}
 
 
@@ -69,7 +70,8 @@ def to_markdown(results: Results, *, columns: Sequence[str] = (), page: str = ""
         page: The address of the page that has protocol and commands. The table then has a link to it, and no fold.
     """
     header, lines, alike = _without_constants(*_table(results, columns))
-    rows = [list(map(markdown.text, line)) for line in [header, *lines]]
+    # A spread stays with its mean, however narrow the column is.
+    rows = [[markdown.text(cell).replace(" ± ", _SPREAD) for cell in line] for line in [header, *lines]]
     rule = ["---" if name in _WORDS else "---:" for name in header]
     table = "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], rule, *rows[1:]])
     said = " ".join(map(markdown.text, [*_notes(results), *alike]))
@@ -81,8 +83,9 @@ def to_markdown(results: Results, *, columns: Sequence[str] = (), page: str = ""
 
 
 def _without_constants(header: list[str], lines: list[list[str]]) -> tuple[list[str], list[list[str]], list[str]]:
-    """Take out the columns that say the same in each row, but the first; what they say, in a sentence, is the third."""
-    constant = {i for i in range(1, len(header)) if len(lines) > 1 and len({line[i] for line in lines}) == 1}
+    """Take out the columns that say the same in each row; what they say, in a sentence, is the third value."""
+    constant = {i for i in range(len(header)) if len(lines) > 1 and len({line[i] for line in lines}) == 1}
+    constant = constant if len(constant) < len(header) else set()
     # The number of seeds is in the notes.
     alike = [f"{header[i]} {lines[0][i]}" for i in sorted(constant) if lines[0][i] and header[i] != "seeds"]
     kept = [i for i in range(len(header)) if i not in constant]
