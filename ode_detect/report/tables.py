@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from . import markdown
@@ -51,19 +52,54 @@ _HEADINGS = {
 }
 
 
-def to_markdown(results: Results) -> str:
-    """Write the results as a Markdown table, with protocol, machine, command and commit below it.
+# Columns of words are flush left.
+_WORDS = ("network", "role", "case", "quantity", "ours", "other", "aim")
+_SPREAD = "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"
+_NUMBERS = {2: "Two", 3: "Three", 4: "Four", 5: "Five"}
 
-    Seeds of one network become one line, mean and standard deviation. Only columns that have a number are shown.
+
+def to_markdown(results: Results, *, columns: Sequence[str] = (), page: str = "") -> str:
+    """Write the results as a Markdown table; protocol, commands and machine are folded away below it.
+
+    Seeds of one network become one line, mean and standard deviation. Only columns that have a number are shown; one
+    that says the same in each row stands in the line below the table instead.
+
+    Args:
+        results: What to show.
+        columns: Metrics and costs by their names in the file, and ``role``, in this order; () for the usual ones.
+        page: The address of the page that has protocol and commands. The table then has a link to it, and no fold.
     """
-    header, lines = _table(results)
-    rows = [list(map(markdown.text, line)) for line in [header, *lines]]
-    rule = ["---", "---", *("---:" for _ in header[2:])]
+    header, lines, alike = _without_constants(*_table(results, columns))
+    # A spread stays with its mean, however narrow the column is.
+    rows = [[markdown.text(cell).replace(" ± ", _SPREAD) for cell in line] for line in [header, *lines]]
+    rule = ["---" if name in _WORDS else "---:" for name in header]
     table = "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], rule, *rows[1:]])
-    commands = ", ".join(map(markdown.code, results.command.splitlines()))
-    notes = [markdown.text(note) for note in (*_notes(results), f"Protocol: {results.protocol}")]
-    notes += [f"Made by {commands}, {markdown.text(_origin(results))}."]
-    return table + "\n\n" + "\n".join(f"<sub>{note}</sub><br>" for note in notes).removesuffix("<br>")
+    said = " ".join(map(markdown.text, [*_notes(results), *alike]))
+    if page:
+        address = markdown.address(page)
+        said = f"{said} Protocol and commands: [{markdown.text(page)}]({address}).".lstrip()
+        return f"{table}\n\n{said}"
+    return "\n\n".join([table, *([said] if said else []), _fold(results)])
+
+
+def _without_constants(header: list[str], lines: list[list[str]]) -> tuple[list[str], list[list[str]], list[str]]:
+    """Take out the columns that say the same in each row; what they say, in a sentence, is the third value."""
+    constant = {i for i in range(len(header)) if len(lines) > 1 and len({line[i] for line in lines}) == 1}
+    constant = constant if len(constant) < len(header) else set()
+    # The number of seeds is in the notes.
+    alike = [f"{header[i]} {lines[0][i]}" for i in sorted(constant) if lines[0][i] and header[i] != "seeds"]
+    kept = [i for i in range(len(header)) if i not in constant]
+    sentence = [f"The same in each row: {'; '.join(alike)}."] if alike else []
+    return [header[i] for i in kept], [[line[i] for i in kept] for line in lines], sentence
+
+
+def _fold(results: Results) -> str:
+    hidden = _hidden(results)
+    ticks = markdown.fence(results.command)
+    content = [f"- {markdown.text(clause)}" for clause in results.protocol.split("; ")]
+    content += ["", f"{ticks}text", *results.command.splitlines(), ticks, ""]
+    content.append(" ".join(map(markdown.text, [*hidden, f"Made with {_origin(results)}."])))
+    return markdown.fold("Protocol, commands and machine", content)
 
 
 def to_text(results: Results) -> str:
@@ -75,11 +111,12 @@ def to_text(results: Results) -> str:
         padded = [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
         return "  ".join(padded).rstrip()
 
-    notes = [*_notes(results), f"protocol: {results.protocol}", f"command: {results.command}", _origin(results)]
+    notes = [*_notes(results), *_hidden(results)]
+    notes += [f"protocol: {results.protocol}", f"command: {results.command}", _origin(results)]
     return "\n".join([results.what, "", row(header), row(["-" * w for w in widths]), *map(row, lines), "", *notes])
 
 
-def _table(results: Results) -> tuple[list[str], list[list[str]]]:
+def _table(results: Results, columns: Sequence[str] = ()) -> tuple[list[str], list[list[str]]]:
     """Lay out heading and lines: network, role, seeds (if any has several), metrics, costs; or ratios."""
     if results.comparisons:
         return _comparison_table(results)
@@ -87,19 +124,22 @@ def _table(results: Results) -> tuple[list[str], list[list[str]]]:
     for row in results.rows:
         groups.setdefault((row.name, row.role, row.config), []).append(row)
     seeds = any(len(group) > 1 for group in groups.values())
-    metrics, costs = _shown(results)
-    header = ["network", "role", *(["seeds"] if seeds else []), *map(heading, [*metrics, *costs])]
+    role = not columns or "role" in columns
+    quantities = [name for name in columns if name != "role"] or [name for names in _shown(results) for name in names]
+    header = ["network", *(["role"] if role else []), *(["seeds"] if seeds else []), *map(heading, quantities)]
     lines = []
-    for (name, role, _), group in groups.items():
-        line = [name, ROLE_WORDS[role], *([str(len(group))] if seeds else [])]
-        for metric in metrics:
-            factor, form = shown_as(metric)
-            line.append(_mean([row.metrics[metric] * factor for row in group if metric in row.metrics], form))
-        for cost in costs:
-            values = [row.cost[cost] * COSTS.get(cost, ("", 1.0))[1] for row in group if cost in row.cost]
-            line.append(short(statistics.fmean(values)) if values else "")
-        lines.append(line)
+    for (name, role_name, _), group in groups.items():
+        line = [name, *([ROLE_WORDS[role_name]] if role else []), *([str(len(group))] if seeds else [])]
+        lines.append([*line, *(_cell(group, quantity) for quantity in quantities)])
     return header, lines
+
+
+def _cell(group: Sequence[Row], quantity: str) -> str:
+    """A metric of the seeds of one network, with its spread; or the mean of a cost."""
+    factor, form = shown_as(quantity)
+    metrics = [row.metrics[quantity] * factor for row in group if quantity in row.metrics]
+    costs = [row.cost[quantity] * COSTS.get(quantity, ("", 1.0))[1] for row in group if quantity in row.cost]
+    return short(statistics.fmean(costs)) if costs else _mean(metrics, form)
 
 
 def _quantities(results: Results) -> tuple[list[str], list[str]]:
@@ -153,18 +193,23 @@ def _notes(results: Results) -> list[str]:
     notes = []
     if results.comparisons:
         return ["A ratio is ours over the other; of times, the median over rounds that alternate both, with quartiles."]
-    names = {(row.name, row.role, row.config) for row in results.rows}
-    if len(names) < len(results.rows):
-        notes.append("Several seeds: mean ± standard deviation; costs are means.")
-    shown = {name for names in _shown(results) for name in names}
-    hidden = [name for names in _quantities(results) for name in names if name not in shown]
-    if hidden:
-        notes.append(f"In the file of the results only: {', '.join(hidden)}.")
+    seeds = Counter((row.name, row.role, row.config) for row in results.rows)
+    most = max(seeds.values())
+    if most > 1:
+        number = _NUMBERS.get(most, str(most)) if len(set(seeds.values())) == 1 else "Several"
+        notes.append(f"{number} seeds: mean ± standard deviation; costs are means.")
     roles = {row.role for row in results.rows}
     missing = [role for role in ("twin", "ablation") if role not in roles]
     if "ode" in roles and missing:
         notes.append(f"Not measured here: {' and '.join(f'the {role}' for role in missing)}.")
     return notes
+
+
+def _hidden(results: Results) -> list[str]:
+    """What a table leaves out, in a sentence."""
+    shown = {name for names in _shown(results) for name in names}
+    hidden = [name for names in _quantities(results) for name in names if name not in shown]
+    return [f"In the file of the results only: {', '.join(hidden)}."] if hidden and not results.comparisons else []
 
 
 def _origin(results: Results) -> str:
