@@ -160,3 +160,7 @@ class Task:
         except (DatasetError, FloatingPointError) as error:
             logger.warning("the network will not know its training pictures: %s", error)
         return True
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used; the message says why and what to do."""

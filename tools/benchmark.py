@@ -32,7 +32,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> None:
     """Parse, measure, report."""
-    from ode_detect.report.results import to_text
+    from ode_detect.report.tables import to_text
     from ode_detect.studies.benchmark.run import SECTIONS, run_benchmark, write_plots
 
     args = parse(arguments)

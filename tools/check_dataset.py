@@ -98,10 +98,11 @@ def main(arguments: list[str]) -> None:
 def _sources(args: argparse.Namespace) -> tuple[CfgNode | None, list[Any], list[str], list[str]]:
     """The config if there is one, the data sets, and the names of those for training and for test."""
     from ode_detect.detection.data.custom import Source, source_of
-    from ode_detect.engine.config import ConfigError, load_config
+    from ode_detect.engine.config import load_config
     from ode_detect.engine.tasks import get_task
     from ode_detect.media.errors import DatasetError
     from ode_detect.media.names import printable
+    from ode_detect.task import ConfigError
 
     if args.config_file:
         cfg = load_config(args.config_file, args.overrides)

@@ -54,7 +54,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> None:
     """Parse, compare, report."""
-    from ode_detect.report.results import to_text
+    from ode_detect.report.tables import to_text
     from ode_detect.studies.compare.compare import Request, compare
 
     args = parse(arguments)

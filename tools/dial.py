@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> None:
     """Parse, sweep, choose, report."""
     from ode_detect.engine.config import load_config
     from ode_detect.engine.lock import visible
-    from ode_detect.report.results import to_text
+    from ode_detect.report.tables import to_text
     from ode_detect.studies.dial.budget import Budget, turn
     from ode_detect.studies.dial.dial import Dial
 

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from ode_detect.report.dial import full_settings, plot_dial
 from ode_detect.report.plots import MetricsError
-from ode_detect.report.results import ResultsError, merge, to_text
+from ode_detect.report.results import ResultsError, merge
+from ode_detect.report.tables import to_text
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -47,8 +47,9 @@ def main(arguments: list[str]) -> None:
     """Parse, project or grow, report."""
     from ode_detect.engine.config import load_config
     from ode_detect.engine.lock import visible
-    from ode_detect.report.results import to_text
-    from ode_detect.studies.pieces.project import Growth, Projection, grow, project
+    from ode_detect.report.tables import to_text
+    from ode_detect.studies.pieces.grow import Growth, grow
+    from ode_detect.studies.pieces.project import Projection, project
 
     args = parse(arguments)
     cfg = load_config(args.config_file, args.overrides)

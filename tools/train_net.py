@@ -21,6 +21,7 @@ import shlex
 import sys
 from typing import TYPE_CHECKING
 
+from ode_detect.engine import distributed
 from ode_detect.engine.launch import parse_anywhere, run_tool
 
 if TYPE_CHECKING:
@@ -51,24 +52,25 @@ def main(arguments: list[str]) -> None:
     args = parse(arguments)
     cfg = load_config(args.config_file, args.overrides)
     plan = processes.layout(args, cfg.MODEL.DEVICE)
-    if processes.started_by_torchrun():
+    if distributed.started_by_torchrun():
         processes.join(plan, cfg.MODEL.DEVICE)
     elif plan.world > 1:
         check_batch(cfg, plan.world)
         processes.start(main, arguments, plan, cfg.MODEL.DEVICE)
         return
     work(args, cfg, processes.command_line("tools/train_net.py", shlex.join(arguments)))
-    processes.leave()
+    distributed.leave()
 
 
 def work(args: argparse.Namespace, cfg: CfgNode, command: str) -> None:
     """Build, run, report; in one process of one or many."""
     from detectron2.utils import comm
 
+    from ode_detect.engine.hooks import Interrupted
     from ode_detect.engine.lock import visible
-    from ode_detect.engine.run import evaluate_only, open_run, train
-    from ode_detect.engine.trainer import Interrupted
-    from ode_detect.report.results import to_text
+    from ode_detect.engine.run import open_run
+    from ode_detect.engine.train import evaluate_only, train
+    from ode_detect.report.tables import to_text
 
     run = open_run(
         cfg,

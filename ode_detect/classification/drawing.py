@@ -10,9 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ode_detect.report.canvas import Canvas, measure, shortened
+from ode_detect.report.canvas import Canvas, PictureError, check_image, measure, shortened, write_sheet
 from ode_detect.report.examples import Drawn
-from ode_detect.report.pictures import PictureError, check_image, write_sheet
 
 # Apart for colour-blind readers too.
 RIGHT, WRONG, UNFAMILIAR = "#009E73", "#D55E00", "#F0C000"

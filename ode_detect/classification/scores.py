@@ -15,7 +15,6 @@ from tabulate import tabulate
 from ode_detect.media.files import write_text
 from ode_detect.report.confusion import draw_confusion
 from ode_detect.report.plots import COLOURS, DPI, INK, Curve, save_figure, style_axes
-from ode_detect.report.results import heading
 from ode_detect.report.rows import (
     ResultsError,
     build,
@@ -26,6 +25,7 @@ from ode_detect.report.rows import (
     read_json,
     shown_as,
 )
+from ode_detect.report.tables import heading
 
 PLOTS = ("confusion.png", "reliability.png")
 # Of more classes than these a table shows the worst and the best.

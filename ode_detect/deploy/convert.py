@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torchvision
 from detectron2.config import CfgNode
@@ -17,50 +15,24 @@ from torch import Tensor, nn
 
 import ode_detect.engine.tasks  # noqa: F401  registers what configs name
 from ode_detect.backbones import build_cifar_resnet, discrete_names
+from ode_detect.engine.build import build_network
 from ode_detect.engine.checkpoint import Checkpointer
-from ode_detect.engine.trainer import build_network
-from ode_detect.engine.weights import CheckpointError, categories_in, explained, load_weights_only, unpickle_weights
+from ode_detect.engine.weights import (
+    CheckpointError,
+    categories_in,
+    read_content,
+    read_weights,
+    require_library,
+    tensors_of,
+)
 from ode_detect.media.files import whole, write_text
 from ode_detect.ode import Certificate, ConversionError, ODEBlock, PiecewiseConstant, to_ode, to_resnet
 from ode_detect.ode.conversion.certificate import ConvertedRun, Differences, Observation, Pairing, compare
 from ode_detect.ode.conversion.convert import replace_runs
 from ode_detect.ode.names import check_name
 
-_TORCH_FILES = (".pth", ".pt", ".th", ".tar", ".bin", ".ckpt")
-_CONTAINERS = ("state_dict", "model", "model_state_dict", "net")
-_PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
 _SIDE = 128
 _ODE_MODEL = "ode_model.pth"
-
-
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read the tensors of a file of weights, without running code from it.
-
-    Args:
-        path: a file of torch (.pth, .pt, .th, .tar, .bin, .ckpt), a .pkl of Detectron2's zoo, or .safetensors.
-
-    Returns:
-        The tensors by name, on the CPU, without the prefix that DataParallel gives them.
-
-    Raises:
-        CheckpointError: no such file, another kind of file, a broken one, one that holds code, or no weights in it.
-    """
-    return _tensors(_read(Path(path)), path)
-
-
-def _tensors(content: Any, path: str | Path) -> dict[str, Tensor]:
-    for key in _CONTAINERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    tensors = content.items() if isinstance(content, Mapping) else ()
-    weights = {str(n): torch.as_tensor(v) for n, v in tensors if isinstance(v, Tensor | np.ndarray)}
-    if not weights:
-        raise CheckpointError(f"{path} holds no tensors by name. Save them with torch.save(model.state_dict(), FILE).")
-    # Either may stand before the other.
-    while (prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in weights)), None)) is not None:
-        weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-    return weights
 
 
 def convert_weights(path: str | Path, architecture: str, folder: str | Path) -> Certificate:
@@ -197,8 +169,8 @@ def restore_for_config(path: str | Path, cfg: CfgNode, folder: str | Path) -> Pa
         ConversionError: the flows of the config are not runs of blocks.
     """
     file = _output(folder, path)
-    content = _read(Path(path))
-    weights = _tensors(content, path)
+    content = read_content(Path(path))
+    weights = tensors_of(content, path)
     categories = list(categories_in(content, str(path))) if isinstance(content, Mapping) else []
     names = discrete_names(list(weights))
     if not names:
@@ -223,38 +195,13 @@ def _output(folder: str | Path, path: str | Path, name: str = "model.pth") -> Pa
     return file
 
 
-def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise CheckpointError(f"there is no file {str(path)!r}; --weights names a file of weights.")
-    kind = path.suffix.lower()
-    if kind not in (*_TORCH_FILES, ".pkl", ".safetensors"):
-        raise CheckpointError(
-            f"{path} is not a kind of file whose weights are read without running code; those are .pkl, .safetensors, "
-            f"{', '.join(_TORCH_FILES)}. Load it where you trust it, and torch.save(model.state_dict(), 'weights.pth')."
-        )
-    safetensors = _library("safetensors.torch", "safetensors") if kind == ".safetensors" else None
-    with explained(str(path)):
-        if kind == ".pkl":
-            return unpickle_weights(str(path))
-        if safetensors is not None:
-            return safetensors.load_file(path)
-        return load_weights_only(str(path))
-
-
-def _library(module: str, package: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ConversionError(f"{package} is needed and not installed; pip install {package}.") from error
-
-
 def _torchvision(name: str, **arguments: Any) -> nn.Module:
     check_name(name, torchvision.models.list_models(module=torchvision.models), "network of torchvision")
     return torchvision.models.get_model(name, weights=None, **arguments)
 
 
 def _timm(name: str, **arguments: Any) -> nn.Module:
-    timm = _library("timm", "timm")
+    timm = require_library("timm", "timm")
     check_name(name.partition(".")[0], timm.list_models(), "network of timm")
     return timm.create_model(name, pretrained=False, **arguments)
 
@@ -297,7 +244,7 @@ def _fill(model: nn.Module, weights: Mapping[str, Tensor], misfit: str) -> None:
 
 
 def _load_ode(path: str | Path) -> tuple[nn.Module, list[str]]:
-    content = _read(Path(path))
+    content = read_content(Path(path))
     kinds = {"model": Mapping, "architecture": str, "classes": int | None, "names": list}
     if not isinstance(content, Mapping) or not all(
         key in content and isinstance(content[key], kind) for key, kind in kinds.items()

@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ode_detect.engine.config import ConfigError
 from ode_detect.media import Input, first_overwritten
 from ode_detect.media.files import whole
+from ode_detect.task import ConfigError
 
 DRAWN, FRAMES = "drawn", "frames"
 # Of these a drawn picture keeps its type; of others it is a JPEG.

@@ -6,10 +6,11 @@ import torch
 from detectron2.modeling import GeneralizedRCNN
 from torch import Tensor, nn
 
-from ode_detect.engine.config import ConfigError
-from ode_detect.engine.run import Run, fill
-from ode_detect.engine.trainer import build_network
+from ode_detect.engine.build import build_network
+from ode_detect.engine.run import Run
+from ode_detect.engine.train import fill
 from ode_detect.ode.inference.export import Exported, ExportError, export_model
+from ode_detect.task import ConfigError
 
 _SUFFIX = {"onnx": ".onnx", "torch": ".pt2"}
 
@@ -42,7 +43,7 @@ def export_backbone(run: Run, *, weights: str, size: tuple[int, int], format: st
 
     Args:
         run: config, and the folder that the file goes to.
-        weights: a checkpoint; "" takes what `ode_detect.engine.run.fill` takes.
+        weights: a checkpoint; "" takes what `ode_detect.engine.train.fill` takes.
         size: height and width of the pictures.
         format: "onnx" or "torch".
 

@@ -23,17 +23,17 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from ode_detect.engine.config import ConfigError
+from ode_detect.engine.build import build_network
 from ode_detect.engine.lock import alone_in
 from ode_detect.engine.provenance import provenance
-from ode_detect.engine.run import Run, fill, tested
-from ode_detect.engine.trainer import build_network
+from ode_detect.engine.run import Run, tested
+from ode_detect.engine.train import fill
 from ode_detect.media import Input, VideoError, VideoReader, VideoWriter, find_inputs
 from ode_detect.media.files import whole
 from ode_detect.media.images import read_image
 from ode_detect.ode import Adaptive
 from ode_detect.ode.dial import flows_of
-from ode_detect.task import Example, Predictor
+from ode_detect.task import ConfigError, Example, Predictor
 
 from .drawings import DRAWN, drawn_paths, frames_path, refuse_overwriting, write_picture
 from .predictions import FILE, PARTIAL, Predictions
@@ -87,7 +87,7 @@ def predict(run: Run, given: Sequence[str], *, weights: str = "", batch: int = 1
     Args:
         run: config, task, and the folder for the output; no data set needs to be there.
         given: files, folders and globs.
-        weights: a checkpoint; "" takes what `ode_detect.engine.run.fill` takes.
+        weights: a checkpoint; "" takes what `ode_detect.engine.train.fill` takes.
         batch: pictures that go through the network together; only those of the same size do.
 
     Raises:

@@ -12,11 +12,9 @@ from detectron2.utils import comm
 from torch import nn
 
 from ode_detect.detection.data.sizes import anchors
-from ode_detect.engine.config import ConfigError
-from ode_detect.report.examples import DETECTION_LEGEND, Examples, show
-from ode_detect.report.pictures import Picture, detection_sheet
+from ode_detect.report.examples import Examples
 from ode_detect.report.plots import Curve
-from ode_detect.task import Example, Predictor, Task
+from ode_detect.task import ConfigError, Example, Predictor, Task
 
 from . import evaluation, pictures
 from . import predict as detection_predict
@@ -28,6 +26,7 @@ from .drawing import draw_detections
 from .matching import Matches
 from .model import head_name
 from .optimize import optimize_detector
+from .pictures import DETECTION_LEGEND, Picture, detection_sheet, show
 from .scores import DetectionScores, score_detections
 
 

@@ -14,6 +14,7 @@ from detectron2.config import CfgNode, get_cfg
 import ode_detect.classification.model
 import ode_detect.detection.model  # noqa: F401  registers what the keys of a config name, backbones too
 from ode_detect.ode.names import UnknownNameError, check_name
+from ode_detect.task import ConfigError
 
 from .config_values import check_values
 from .recipes import moved
@@ -24,10 +25,6 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _MOST_BYTES, _MOST_VALUES, _MOST_FILES, _DEEPEST, _LONGEST = 2**20, 100_000, 100, 50, 1000
 # What keys of Detectron2 are called elsewhere.
 _ELSEWHERE = {"LEARNING_RATE": "BASE_LR", "BATCH_SIZE": "IMS_PER_BATCH", "EPOCHS": "MAX_ITER"}
-
-
-class ConfigError(ValueError):
-    """A config that cannot be used; the message says why and what to do."""
 
 
 def add_ode_config(cfg: CfgNode) -> None:

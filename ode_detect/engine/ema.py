@@ -11,7 +11,7 @@ from detectron2.engine import HookBase
 from detectron2.evaluation.evaluator import inference_context
 from torch import Tensor, nn
 
-from .processes import broadcast_state
+from .distributed import broadcast_state
 
 # BatchNorm's. Other buffers are not learnt, and are those of the latest iteration.
 _STATISTICS = ("running_mean", "running_var")

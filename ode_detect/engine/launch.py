@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-# The order in which `ode_detect.engine.run.fill` looks for weights.
+# The order in which `ode_detect.engine.train.fill` looks for weights.
 WEIGHTS_HELP = "a checkpoint; otherwise MODEL.WEIGHTS if overridden, else the run in OUTPUT_DIR, else MODEL.WEIGHTS"
 # What the words of a flag are, for `parse_anywhere`.
 WHOLE_NUMBERS = "whole numbers"
@@ -44,9 +44,9 @@ def run_tool(main: Callable[[list[str]], None], arguments: list[str]) -> int:
     from ode_detect.ode.names import UnknownNameError
     from ode_detect.report.plots import MetricsError
     from ode_detect.report.results import ResultsError
+    from ode_detect.task import ConfigError
 
-    from .config import ConfigError
-    from .processes import ProcessFailedError, another_is_gone, first_to_tell
+    from .distributed import ProcessFailedError, another_is_gone, first_to_tell
     from .weights import CheckpointError
 
     mistakes = (ConfigError, CheckpointError, ConversionError, DatasetError, SolveError, UnknownNameError)
@@ -99,7 +99,7 @@ def _cure(error: Exception) -> str:
 
 
 def _fail(message: str) -> int:
-    from .processes import first_to_tell
+    from .distributed import first_to_tell
 
     if first_to_tell():
         print(f"error: {message}", file=sys.stderr)

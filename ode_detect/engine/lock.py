@@ -19,9 +19,9 @@ from typing import IO, Any
 from detectron2.utils import comm
 
 from ode_detect.media.files import remove_partials
+from ode_detect.task import ConfigError
 
-from .config import ConfigError
-from .processes import from_main
+from .distributed import from_main
 
 logger = logging.getLogger("ode_detect.engine")
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+import contextlib
+import importlib.metadata
+import os
+import platform
+import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
-from torch import nn
-
-from ode_detect.report.results import commit, machine
-
-from .config import ConfigError
 
 
 def provenance(command: str) -> dict[str, Any]:
@@ -31,43 +28,50 @@ def provenance(command: str) -> dict[str, Any]:
     }
 
 
-def marks(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
-    """What numbers that are kept in a folder depend on: config, weights and commit."""
-    return {"config": _config_mark(cfg), "weights": _weights_mark(model), "commit": commit()}
+def machine() -> dict[str, Any]:
+    """Describe this machine: ``cpu`` (model), ``cores`` (usable by this process), ``python``, ``torch`` if there."""
+    described: dict[str, Any] = {"cpu": _cpu_model(), "cores": _cores(), "python": platform.python_version()}
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        described["torch"] = importlib.metadata.version("torch")
+    return described
 
 
-def check_marks(folder: Path, what: str, kept: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse a folder whose numbers depend on something else than those that would join them.
+def commit(root: str | Path | None = None) -> str:
+    """Name the commit of a work tree.
 
     Args:
-        folder: where they are kept.
-        what: they are of: "dial".
-        kept: the `marks` in the folder.
-        now: those of this command.
+        root: A folder of the work tree; None takes the one that this package lies in, if it is part of one.
 
-    Raises:
-        ConfigError: the marks differ; the message names them.
+    Returns:
+        The hash, with ``-dirty`` if a tracked file outside ``results/`` differs from it (results are what a run writes,
+        so they say nothing about what ran), or ``unknown`` without git.
     """
-    changed = [name for name, mark in now.items() if kept.get(name) != mark]
-    if changed:
-        raise ConfigError(
-            f"{folder} holds the {what} of another {' and of another '.join(changed)}, whose numbers would be mixed "
-            "with these. Give another --output, or delete that folder."
-        )
+    folder = Path(__file__).parent if root is None else Path(root)
+    tracked = root is not None or _git(folder, "ls-files", "--error-unmatch", Path(__file__).name)
+    head = _git(folder, "rev-parse", "--verify", "HEAD") if tracked else None
+    if not head:
+        return "unknown"
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results")
+    return f"{head[:12]}-dirty" if changed else head[:12]
 
 
-def _config_mark(cfg: CfgNode) -> str:
-    """Of all that a result depends on; weights are marked by their values."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.OUTPUT_DIR = cfg.MODEL.WEIGHTS = ""
-    return hashlib.sha256(cfg.dump().encode()).hexdigest()
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _weights_mark(model: nn.Module) -> str:
-    """Of the values of all weights and buffers."""
-    mark = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        mark.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        mark.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return mark.hexdigest()
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    usable = getattr(os, "sched_getaffinity", None)
+    return len(usable(0)) if usable else os.cpu_count() or 1

@@ -20,7 +20,9 @@ from pathlib import Path
 
 _ROLE = "MODEL.ODE.ROLE"
 _AS_IT_IS = "as it is"
-_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+ ")
+_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+")
+# Characters that a header has at most.
+_LONGEST = 2**20
 _NAMED = re.compile(r"#   (?P<name>[\w-]+): (?P<keys>.+)")
 _CONTINUED = re.compile(r"#     +(?P<text>\S.*)")
 _COMMAND = re.compile(r"#   (?P<command>python tools/.+)")
@@ -100,7 +102,7 @@ def in_role(recipe: Recipe, role: str, own_role: str) -> Recipe:
 def moved(missing: str | Path) -> str:
     """Where the recipe of a config that is gone is now, as the end of a message; "" if no header beside it names it."""
     path = Path(missing)
-    for file in sorted(path.parent.glob("*.yaml")):
+    for file in sorted(file for file in path.parent.glob("*.yaml") if file.is_file()):
         try:
             recipe = read_recipes(file).get(path.stem)
         except (OSError, ValueError):
@@ -156,7 +158,8 @@ def states_claim(file: str | Path) -> bool:
 
 def header(file: str | Path) -> list[str]:
     """The lines of a config before its first key."""
-    lines = Path(file).read_text(encoding="utf-8", errors="replace").splitlines()
+    with Path(file).open(encoding="utf-8", errors="replace") as opened:
+        lines = opened.read(_LONGEST).splitlines()
     return list(itertools.takewhile(lambda line: line.startswith("#"), lines))
 
 
@@ -166,23 +169,32 @@ def _named(lines: Iterable[str], file: str) -> Iterable[Recipe]:
     inside = False
     for line in lines:
         named, continued = _NAMED.fullmatch(line), _CONTINUED.fullmatch(line)
-        if named and (named["keys"] == _AS_IT_IS or _KEY.match(named["keys"])):
-            words = [] if named["keys"] == _AS_IT_IS else shlex.split(named["keys"])
+        words = _words(named["keys"]) if named else None
+        if named and words is not None:
             found.append((named["name"], words, []))
-            inside = True
         elif inside and continued:
-            _, words, about = found[-1]
-            if _KEY.match(continued["text"]):
-                words += shlex.split(continued["text"])
-            else:
-                about.append(continued["text"])
-        else:
-            inside = False
+            words = _words(continued["text"])
+            found[-1][1].extend(words or [])
+            found[-1][2].extend([] if words else [continued["text"]])
+        inside = bool((named and words is not None) or (inside and continued))
     for name, words, about in found:
         if len(words) % 2:
-            raise ValueError(f"keys and values come in pairs, and those of {name} in the header of {file} do not: "
-                             f"{shlex.join(words)}. Write KEY VALUE.")  # fmt: skip
+            raise ValueError(
+                f"keys and values come in pairs, and {words[-1]} of {name} in the header of {file} has no value; write "
+                "KEY VALUE."
+            )
         yield Recipe(name, file, tuple(words), " ".join(about), beside=name if words else "")
+
+
+def _words(text: str) -> list[str] | None:
+    """KEY, VALUE, ... of a line; None for what is no such line."""
+    if text == _AS_IT_IS:
+        return []
+    try:
+        words = shlex.split(text)
+    except ValueError:  # an apostrophe
+        return None
+    return words if all(_KEY.fullmatch(key) for key in words[::2]) else None
 
 
 def _first_paragraph(lines: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
 
-from .config import ConfigError
+from ode_detect.task import ConfigError
 
 _SCALED = ("BASE_LR", "MAX_ITER", "STEPS", "WARMUP_ITERS")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
 import pickletools
 import reprlib
@@ -13,11 +14,18 @@ from typing import IO, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+
+from ode_detect.ode import ConversionError
 
 # Containers inside one another. Weights need a handful; Python itself crashes on some hundred thousand tuples.
 _DEEPEST = 100
 # Pickles that torch's old files begin with.
 _PICKLES_OF_OLD_FILES = 5
+# Kinds of files, the containers in them and the prefixes of names that are looked through.
+_TORCH_FILES = (".pth", ".pt", ".th", ".tar", ".bin", ".ckpt")
+_CONTAINERS = ("state_dict", "model", "model_state_dict", "net")
+_PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
 
 
 class CheckpointError(ValueError):
@@ -231,3 +239,73 @@ _STUBS: dict[tuple[str, str], Any] = {
     ("numpy.core.numeric", "_frombuffer"): _frombuffer,
     ("_codecs", "encode"): _encode,
 }
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read the tensors of a file of weights, without running code from it.
+
+    Args:
+        path: a file of torch (.pth, .pt, .th, .tar, .bin, .ckpt), a .pkl of Detectron2's zoo, or .safetensors.
+
+    Returns:
+        The tensors by name, on the CPU, without the prefix that DataParallel gives them.
+
+    Raises:
+        CheckpointError: no such file, another kind of file, a broken one, one that holds code, or no weights in it.
+    """
+    return tensors_of(read_content(Path(path)), path)
+
+
+def read_content(path: Path) -> Any:
+    """What a file of weights holds, read without running code from it; see `read_weights`.
+
+    Raises:
+        CheckpointError: see `read_weights`.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {str(path)!r}; --weights names a file of weights.")
+    kind = path.suffix.lower()
+    if kind not in (*_TORCH_FILES, ".pkl", ".safetensors"):
+        raise CheckpointError(
+            f"{path} is not a kind of file whose weights are read without running code; those are .pkl, .safetensors, "
+            f"{', '.join(_TORCH_FILES)}. Load it where you trust it, and torch.save(model.state_dict(), 'weights.pth')."
+        )
+    safetensors = require_library("safetensors.torch", "safetensors") if kind == ".safetensors" else None
+    with explained(str(path)):
+        if kind == ".pkl":
+            return unpickle_weights(str(path))
+        if safetensors is not None:
+            return safetensors.load_file(path)
+        return load_weights_only(str(path))
+
+
+def require_library(module: str, package: str) -> Any:
+    """Import a module of a package that is needed for some files only.
+
+    Raises:
+        ConversionError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ConversionError(f"{package} is needed and not installed; pip install {package}.") from error
+
+
+def tensors_of(content: Any, path: str | Path) -> dict[str, Tensor]:
+    """The tensors by name in what was read from a file, without the containers and prefixes around them.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    for key in _CONTAINERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    tensors = content.items() if isinstance(content, Mapping) else ()
+    weights = {str(n): torch.as_tensor(v) for n, v in tensors if isinstance(v, Tensor | np.ndarray)}
+    if not weights:
+        raise CheckpointError(f"{path} holds no tensors by name. Save them with torch.save(model.state_dict(), FILE).")
+    # Either may stand before the other.
+    while (prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in weights)), None)) is not None:
+        weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    return weights

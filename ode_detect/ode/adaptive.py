@@ -49,12 +49,13 @@ class Adaptive:
 Solver = FixedStep | Adaptive
 
 
-_OURS = "ode_detect_"
+# Before the names of our methods, where torchdiffeq lists its solvers.
+OURS = "ode_detect_"
 
 
 def adaptive_methods() -> list[str]:
     """Methods of the installed torchdiffeq."""
-    return [name for name in SOLVERS if not name.startswith(_OURS)]
+    return [name for name in SOLVERS if not name.startswith(OURS)]
 
 
 def takes_steps(solver: Solver) -> bool:

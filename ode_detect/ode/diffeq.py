@@ -17,7 +17,7 @@ from torchdiffeq._impl.solvers import FixedGridODESolver
 
 from ode_detect.ode.backward.recompute import Unchanged, check_differentiated_once
 
-from .adaptive import _OURS, Adaptive, Solver, takes_steps
+from .adaptive import OURS, Adaptive, Solver, takes_steps
 from .errors import NonFiniteStateError, SolveError, StepUnderflowError, TooManyEvaluationsError
 from .pieces import segments_of
 from .solvers import TABLEAUS, Tableau, advance, grid_point, runge_kutta_step
@@ -275,7 +275,7 @@ class _FixedGrid(FixedGridODESolver):
 
 def _register(method: str) -> str:
     """Make our fixed-step method known to torchdiffeq, whose method of the same name may be another one."""
-    name = _OURS + method
+    name = OURS + method
     if name not in SOLVERS:
         solver: Any = functools.partial(_FixedGrid, tableau=TABLEAUS[method])
         solver.valid_callbacks = _FixedGrid.valid_callbacks

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+import cv2
 import matplotlib as mpl
 import numpy as np
 from matplotlib.colors import to_rgb
@@ -196,3 +197,37 @@ def _one_line(text: str) -> str:
 def _rgba(color: str, alpha: float = 1.0) -> tuple[int, int, int, int]:
     red, green, blue = (round(255 * v) for v in to_rgb(color))
     return red, green, blue, round(255 * alpha)
+
+
+class PictureError(ValueError):
+    """A picture or boxes of the wrong shape."""
+
+
+def write_sheet(pixels: NDArray[np.uint8], path: str | Path) -> None:
+    """Write a picture (RGB, uint8, (H, W, 3)) as png, jpg or webp, by the suffix of its path.
+
+    Raises:
+        PictureError: It cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        written = cv2.imwrite(str(path), cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))
+    except cv2.error:
+        written = False
+    if not written:
+        raise PictureError(
+            f"a sheet is written as png, jpg or webp; {path} could not be. Check the suffix and the folder."
+        )
+
+
+def check_image(image: NDArray[np.uint8]) -> None:
+    """See that a picture is RGB.
+
+    Raises:
+        PictureError: It has another shape or type.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise PictureError(
+            f"a picture must be RGB, uint8, of shape (H, W, 3); this one is {image.dtype}, {image.shape}. Convert it."
+        )

@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .results import COSTS, ROLE_WORDS, heading, ordered, short
 from .rows import FRACTIONS, Row, is_fraction, shown_as
+from .tables import COSTS, ROLE_WORDS, heading, ordered, short
 
 _GROUPS = {
     "Size and work": ("parameters", "backbone_parameters", "macs", "evaluations", "backward_evaluations"),

@@ -9,15 +9,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .pictures import FALSE, HIT, MISSED, TRUTH, Picture, PictureError, draw_picture
+from .canvas import PictureError
 
-DETECTION_LEGEND = (
-    (HIT, "hit (IoU at least 0.5)"),
-    (TRUTH, "its ground truth"),
-    (FALSE, "false detection"),
-    (MISSED, "missed (dashed)"),
-)
-_WIDE, _NARROW = 960, 480
+_WIDE, NARROW = 960, 480
 
 
 @dataclass(frozen=True)
@@ -64,10 +58,3 @@ class Examples:
     text: str
     legend: tuple[tuple[str, str], ...]
     pictures: tuple[Drawn, ...]
-
-
-def show(picture: Picture) -> Drawn:
-    """Draw one picture with its boxes, enlarged by a whole number to 480 pixels or more."""
-    counts = picture.counts()
-    caption = f"{counts['found']} found, {counts['missed']} missed, {counts['false']} false"
-    return Drawn(draw_picture(picture, max(-(-_NARROW // picture.image.shape[1]), 1)), picture.name, caption)

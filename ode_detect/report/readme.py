@@ -14,7 +14,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from .results import Results, to_markdown
+from .results import Results
+from .tables import to_markdown
 
 _OPEN = re.compile(r"^<!--\s*results:\s*(?P<path>.+?)\s*-->\s*$")
 _CLOSE = re.compile(r"^<!--\s*/results\s*-->\s*$")

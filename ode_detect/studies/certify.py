@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from ode_detect.engine.config import ConfigError
+from ode_detect.engine.build import build_network
 from ode_detect.engine.provenance import provenance
-from ode_detect.engine.run import Run, fill
-from ode_detect.engine.trainer import build_network
+from ode_detect.engine.run import Run
+from ode_detect.engine.train import fill
 from ode_detect.media.files import write_text
 from ode_detect.ode import ODEBlock
 from ode_detect.ode.certification.model import Report, certify_model
 from ode_detect.ode.observation import calls_seen
+from ode_detect.task import ConfigError
 
 
 def certify_run(run: Run, *, weights: str = "", size: int | None = None) -> Report:
@@ -23,7 +24,7 @@ def certify_run(run: Run, *, weights: str = "", size: int | None = None) -> Repo
 
     Args:
         run: config, task, and the folder to write into.
-        weights: a checkpoint; "" takes what `ode_detect.engine.run.fill` takes.
+        weights: a checkpoint; "" takes what `ode_detect.engine.train.fill` takes.
         size: side in pixels of a random picture, drawn with the config's seed; None takes the first test picture.
 
     Raises:

@@ -18,7 +18,7 @@ from ode_detect.classification.drawing import (
     prediction_sheet,
     show_classified,
 )
-from ode_detect.report.pictures import PictureError
+from ode_detect.report.canvas import PictureError
 
 GREY = np.full((28, 28, 3), 90, dtype=np.uint8)
 SEVEN = Classified(GREY, ["seven", "nine"], [0.9, 0.06], truth="seven", name="3.png")

@@ -8,8 +8,8 @@ from detectron2.config import get_cfg
 
 from ode_detect.classification.model import Classifier
 from ode_detect.classification.optimize import optimize_classifier
+from ode_detect.engine.build import build_network
 from ode_detect.engine.config import add_ode_config
-from ode_detect.engine.trainer import build_network
 from ode_detect.ode.inference.optimize import OptimizationError
 
 from ..conftest import CIFAR_R20, like_trained

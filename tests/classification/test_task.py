@@ -14,14 +14,17 @@ import torch
 from detectron2.engine import HookBase
 
 from ode_detect.deploy.predict import Summary, predict
-from ode_detect.engine.config import ConfigError, load_config
-from ode_detect.engine.run import Run, evaluate_only, open_run, train
+from ode_detect.engine.config import load_config
+from ode_detect.engine.hooks import Interrupted
+from ode_detect.engine.run import Run, open_run
 from ode_detect.engine.tasks import get_task
-from ode_detect.engine.trainer import Interrupted, Trainer
+from ode_detect.engine.train import evaluate_only, train
+from ode_detect.engine.trainer import Trainer
 from ode_detect.engine.weights import CheckpointError
 from ode_detect.media.errors import DatasetError
 from ode_detect.report.results import Results
 from ode_detect.studies.dial.dial import Dial
+from ode_detect.task import ConfigError
 
 from ..conftest import ROOT, overrides_for_shapes
 

@@ -13,17 +13,10 @@ from torch import nn
 
 import ode_detect.classification.model  # noqa: F401  registers the classifier
 from ode_detect.backbones import CifarResNet
-from ode_detect.deploy.convert import (
-    convert_for_config,
-    convert_weights,
-    load_ode,
-    read_weights,
-    restore_for_config,
-    restore_weights,
-)
+from ode_detect.deploy.convert import convert_for_config, convert_weights, load_ode, restore_for_config, restore_weights
 from ode_detect.engine.checkpoint import Checkpointer
 from ode_detect.engine.config import load_config
-from ode_detect.engine.weights import CheckpointError
+from ode_detect.engine.weights import CheckpointError, read_weights
 from ode_detect.ode import ConversionError, ODEBlock
 from ode_detect.ode.names import UnknownNameError
 

@@ -19,13 +19,16 @@ from pycocotools.coco import COCO
 from ode_detect.deploy import predict as predicting
 from ode_detect.deploy.predict import Summary, predict, read_ahead, same_size_batches
 from ode_detect.detection import task as tasks
+from ode_detect.engine.build import build_network
 from ode_detect.engine.checkpoint import Checkpointer
-from ode_detect.engine.config import ConfigError, load_config
-from ode_detect.engine.run import Run, evaluate
+from ode_detect.engine.config import load_config
+from ode_detect.engine.run import Run
 from ode_detect.engine.tasks import get_task
-from ode_detect.engine.trainer import Trainer, build_network
+from ode_detect.engine.train import evaluate
+from ode_detect.engine.trainer import Trainer
 from ode_detect.media import VideoReader, VideoWriter
 from ode_detect.media.errors import DatasetError
+from ode_detect.task import ConfigError
 
 from ..conftest import QUICKSTART, overrides_for
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 import ode_detect.engine.tasks  # noqa: F401  registers what the configs name
 from ode_detect.detection.augmentation import augmented
+from ode_detect.engine.build import build_network
 from ode_detect.engine.config import load_config
-from ode_detect.engine.trainer import build_network
 
 from ..conftest import QUICKSTART, ROOT, SMALL_R50
 

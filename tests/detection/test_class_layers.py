@@ -8,9 +8,9 @@ from torch import nn
 
 import ode_detect.engine.tasks  # noqa: F401  registers what the configs name
 from ode_detect.detection.class_layers import class_rows
+from ode_detect.engine.build import build_network
 from ode_detect.engine.classes import put_in_rows
 from ode_detect.engine.config import load_config
-from ode_detect.engine.trainer import build_network
 
 from ..conftest import ROOT, SMALL_R50, like_trained
 

@@ -18,12 +18,13 @@ from ode_detect.deploy.convert import convert_for_config, restore_for_config
 from ode_detect.detection.data.datasets import train_data
 from ode_detect.detection.model import ODERes5ROIHeads
 from ode_detect.detection.optimize import optimize_detector
+from ode_detect.engine.build import build_network
 from ode_detect.engine.checkpoint import Checkpointer
-from ode_detect.engine.config import ConfigError, load_config
+from ode_detect.engine.config import load_config
 from ode_detect.engine.tasks import get_task
-from ode_detect.engine.trainer import build_network
 from ode_detect.engine.weights import CheckpointError
 from ode_detect.ode import ODEBlock, record_solves, solver_override
+from ode_detect.task import ConfigError
 
 from ..conftest import ROOT, SMALL_R50, like_trained
 

@@ -18,11 +18,12 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from torch import nn
 
-from ode_detect.engine import processes
+from ode_detect.engine import distributed, processes, train
 from ode_detect.engine import run as runs
 from ode_detect.engine.config import load_config
+from ode_detect.engine.hooks import Interrupted
 from ode_detect.engine.launch import run_tool
-from ode_detect.engine.trainer import Interrupted, Trainer
+from ode_detect.engine.trainer import Trainer
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "quickstart.yaml"
 # Detectron2 averages the losses of the box head over the proposals of a process.
@@ -88,7 +89,7 @@ def _train(overrides: list[str], hook: HookBase, *, resume: bool) -> tuple[runs.
 
 def predictions(run: runs.Run, model: nn.Module) -> list[dict[str, Any]]:
     """Evaluate and read what was predicted for the first test set: in the main process, nothing in the others."""
-    runs.evaluate(run, model)
+    train.evaluate(run, model)
     if not comm.is_main_process():
         return []
     written = run.folder / "inference" / run.cfg.DATASETS.TEST[0] / "coco_instances_results.json"
@@ -104,7 +105,7 @@ def main(arguments: list[str]) -> None:
     results = {name: recorded(**case) for name, case in json.loads(Path(cases).read_text()).items()}
     if comm.is_main_process():
         torch.save(results, output)
-    processes.leave()
+    distributed.leave()
 
 
 if __name__ == "__main__":

@@ -13,10 +13,12 @@ import pytest
 import torch
 
 from ode_detect.deploy.predict import predict
+from ode_detect.engine.build import build_network
 from ode_detect.engine.config import load_config
-from ode_detect.engine.run import Run, load_network, open_run
+from ode_detect.engine.run import Run, open_run
 from ode_detect.engine.tasks import get_task
-from ode_detect.engine.trainer import Trainer, build_network
+from ode_detect.engine.train import load_network
+from ode_detect.engine.trainer import Trainer
 from ode_detect.engine.weights import CheckpointError
 
 from ..conftest import QUICKSTART, SMALL_R50, overrides_for

@@ -12,7 +12,8 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 
-from ode_detect.engine.config import ConfigError, default_values, flat, load_config
+from ode_detect.engine.build import build_network, training_stream
+from ode_detect.engine.config import default_values, flat, load_config
 from ode_detect.engine.config_values import (
     CHOICES,
     INTERVALS,
@@ -24,9 +25,10 @@ from ode_detect.engine.config_values import (
     unread,
 )
 from ode_detect.engine.optimizer import build_optimizer, build_scheduler
-from ode_detect.engine.run import open_run, train
+from ode_detect.engine.run import open_run
 from ode_detect.engine.tasks import get_task
-from ode_detect.engine.trainer import build_network, training_stream
+from ode_detect.engine.train import train
+from ode_detect.task import ConfigError
 
 from ..conftest import QUICKSTART, ROOT, SMALL_R50, overrides_for
 

@@ -13,9 +13,11 @@ from detectron2.engine.train_loop import TrainerBase
 from torch import Tensor, nn
 
 from ode_detect.engine import run as runs
-from ode_detect.engine.config import ConfigError, load_config
+from ode_detect.engine.config import load_config
 from ode_detect.engine.ema import HandedOut
-from ode_detect.engine.trainer import Interrupted, Trainer
+from ode_detect.engine.hooks import Interrupted
+from ode_detect.engine.trainer import Trainer
+from ode_detect.task import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"

@@ -10,14 +10,14 @@ from torch import distributed as dist
 from torch.utils.data import DataLoader, Dataset
 
 from ode_detect.detection.data.datasets import DatasetError
-from ode_detect.engine.config import ConfigError
+from ode_detect.engine.hooks import Interrupted
 from ode_detect.engine.launch import parse_anywhere, run_tool
-from ode_detect.engine.trainer import Interrupted
 from ode_detect.engine.weights import CheckpointError
 from ode_detect.ode import ConversionError, TooManyEvaluationsError
 from ode_detect.ode.names import UnknownNameError
 from ode_detect.report.plots import MetricsError
 from ode_detect.report.results import ResultsError
+from ode_detect.task import ConfigError
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from ode_detect.engine import lock as locks
-from ode_detect.engine.config import ConfigError
 from ode_detect.engine.lock import alone_in, hold, visible
+from ode_detect.task import ConfigError
 
 HOLDER = """
 import sys, time

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from ode_detect.engine import processes
-from ode_detect.engine.config import ConfigError
+from ode_detect.engine import distributed, processes
+from ode_detect.task import ConfigError
 
 
 def flags(*arguments: str) -> argparse.Namespace:
@@ -80,11 +80,11 @@ def test_a_port_that_is_taken_is_told_before_anything_starts() -> None:
 
 def test_alone_nothing_is_exchanged() -> None:
     model = nn.Linear(2, 1)
-    processes.average_gradients(model)
-    processes.broadcast_state(model)
+    distributed.average_gradients(model)
+    distributed.broadcast_state(model)
     assert model.weight.grad is None
-    assert processes.averaged({"a": 2.0}) == {"a": 2.0}
-    assert processes.agreed(True)
-    assert not processes.agreed(False)
-    assert processes.from_main(lambda: 3) == 3
-    assert processes.first_to_tell()
+    assert distributed.averaged({"a": 2.0}) == {"a": 2.0}
+    assert distributed.agreed(True)
+    assert not distributed.agreed(False)
+    assert distributed.from_main(lambda: 3) == 3
+    assert distributed.first_to_tell()

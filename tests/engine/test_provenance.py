@@ -3,8 +3,8 @@ from dataclasses import fields
 
 import torch
 
-from ode_detect.engine.provenance import provenance
-from ode_detect.report.results import Results, commit, machine
+from ode_detect.engine.provenance import commit, machine, provenance
+from ode_detect.report.results import Results
 
 
 def test_it_fills_the_fields_of_results() -> None:

@@ -11,9 +11,11 @@ from torch import nn
 
 from ode_detect.detection.optimize import optimize_detector
 from ode_detect.engine import run as runs
-from ode_detect.engine.config import ConfigError, load_config
+from ode_detect.engine import train
+from ode_detect.engine.config import load_config
 from ode_detect.engine.tasks import TASKS
 from ode_detect.report.results import Results
+from ode_detect.task import ConfigError
 
 from ..conftest import QUICKSTART
 
@@ -27,7 +29,7 @@ def a_run(*overrides: str, optimize: Callable[..., Any] = optimize_detector) -> 
 
 def test_the_model_itself_is_evaluated_unless_asked_otherwise() -> None:
     model = nn.Identity()
-    assert runs.for_inference(a_run(), model) is model
+    assert train.for_inference(a_run(), model) is model
 
 
 def test_the_optimised_copy_is_compared_on_the_first_test_picture() -> None:
@@ -35,13 +37,13 @@ def test_the_optimised_copy_is_compared_on_the_first_test_picture() -> None:
     run = a_run(
         "MODEL.OPTIMIZE_FOR_INFERENCE", "True", optimize=lambda model, batch: (given.append(batch) or "fast", "report")
     )
-    assert runs.for_inference(run, nn.Identity()) == "fast"
+    assert train.for_inference(run, nn.Identity()) == "fast"
     assert given == [["first"]]
 
 
 def test_a_model_that_cannot_be_optimised_is_a_mistake_of_the_config() -> None:
     with pytest.raises(ConfigError, match=r"MODEL.OPTIMIZE_FOR_INFERENCE: .* this is a Identity"):
-        runs.for_inference(a_run("MODEL.OPTIMIZE_FOR_INFERENCE", "True"), nn.Identity())
+        train.for_inference(a_run("MODEL.OPTIMIZE_FOR_INFERENCE", "True"), nn.Identity())
 
 
 def no_ink(*_: object) -> None:
@@ -50,13 +52,13 @@ def no_ink(*_: object) -> None:
 
 def reported(folder: Path, monkeypatch: pytest.MonkeyPatch, config_file: str, role: str) -> Results:
     """The report of a run whose task can draw nothing."""
-    monkeypatch.setattr(runs, "cost", lambda run, model, minutes: {"parameters": 1})
+    monkeypatch.setattr(train, "cost", lambda run, model, minutes: {"parameters": 1})
     (folder / "environment.json").write_text(json.dumps({"command": "c", "commit": "abc"}))
     (folder / "metrics.json").write_text("not json")
     numbers = {"metrics": lambda nested: {"AP": 0.5}, "protocol": lambda cfg: "by hand", "plotted": ()}
     task = SimpleNamespace(name="detection", **numbers, table=no_ink, plot=no_ink, draw=no_ink)
     cfg = load_config(QUICKSTART, ["MODEL.ODE.ROLE", role])
-    return runs.report(runs.Run(cfg, task, folder, "c", config_file), nn.Identity(), {}, minutes=None)
+    return train.report(runs.Run(cfg, task, folder, "c", config_file), nn.Identity(), {}, minutes=None)
 
 
 def test_what_cannot_be_drawn_is_told_and_does_not_cost_the_report(

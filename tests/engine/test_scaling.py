@@ -1,8 +1,8 @@
 import pytest
 from detectron2.config import CfgNode, get_cfg
 
-from ode_detect.engine.config import ConfigError
 from ode_detect.engine.scaling import check_batch, linear_rule, scaled_to_processes
+from ode_detect.task import ConfigError
 
 
 def config(**solver: object) -> CfgNode:

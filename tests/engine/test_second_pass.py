@@ -13,11 +13,14 @@ from detectron2.utils.events import EventStorage, get_event_storage
 from torch import nn
 
 from ode_detect.engine import run as runs
-from ode_detect.engine.config import ConfigError, load_config
+from ode_detect.engine.build import build_network
+from ode_detect.engine.config import load_config
+from ode_detect.engine.hooks import Interrupted
 from ode_detect.engine.second_pass import SecondPass, distance
-from ode_detect.engine.trainer import Interrupted, Trainer, build_network
+from ode_detect.engine.trainer import Trainer
 from ode_detect.ode.dial import flows_of, solver_override
 from ode_detect.ode.statistics import statistics_kept
+from ode_detect.task import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"

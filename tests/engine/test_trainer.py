@@ -12,14 +12,17 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 
+from ode_detect.engine import build, train
 from ode_detect.engine import run as runs
-from ode_detect.engine import trainer as trainers
+from ode_detect.engine.build import build_network
 from ode_detect.engine.checkpoint import CheckpointError
-from ode_detect.engine.config import ConfigError, load_config
-from ode_detect.engine.trainer import Interrupted, Trainer, build_network
+from ode_detect.engine.config import load_config
+from ode_detect.engine.hooks import Interrupted
+from ode_detect.engine.trainer import Trainer
 from ode_detect.ode.flows import flows_of
 from ode_detect.report.plots import read_metrics
 from ode_detect.report.results import Results
+from ode_detect.task import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
@@ -65,7 +68,7 @@ class At(HookBase):
 
 
 def train_until(run: runs.Run, iteration: int, do: Callable[[], None], *, resume: bool = False) -> None:
-    trainer = Trainer(run.cfg, run.task, lambda model: runs.evaluate(run, model))
+    trainer = Trainer(run.cfg, run.task, lambda model: train.evaluate(run, model))
     trainer._hooks.insert(0, hook := At(iteration, do))
     hook.trainer = trainer
     trainer.resume_or_load(resume=resume)
@@ -75,7 +78,7 @@ def train_until(run: runs.Run, iteration: int, do: Callable[[], None], *, resume
 @pytest.fixture(scope="module")
 def uninterrupted(whole_run: list[str]) -> runs.Run:
     run = open_run(whole_run)
-    runs.train(run, resume=False)
+    train.train(run, resume=False)
     return run
 
 
@@ -107,7 +110,7 @@ def test_a_run_stopped_by_ctrl_c_and_resumed_is_the_uninterrupted_run(
         train_until(run, 3, lambda: os.kill(os.getpid(), signal.SIGINT))
     assert not (run.folder / "model_final.pth").exists()
     again = open_run(squares_run("stopped"), resume=True)
-    runs.train(again, resume=True)
+    train.train(again, resume=True)
     whole, resumed = final(uninterrupted), final(again)
     assert resumed["trainer"]["iteration"] == 5
     assert same(whole["model"], resumed["model"])
@@ -130,7 +133,7 @@ def test_a_killed_run_resumed_from_its_last_checkpoint_is_the_uninterrupted_run(
         train_until(run, 4, die)
     add_random_state(run.folder / "model_0000003.pth")
     again = open_run(squares_run("killed"), resume=True)
-    runs.train(again, resume=True)
+    train.train(again, resume=True)
     assert same(final(uninterrupted)["model"], final(again)["model"])
 
 
@@ -143,14 +146,14 @@ def add_random_state(path: Path) -> None:
 
 def test_another_seed_gives_another_network(uninterrupted: runs.Run, squares_run: Overrides) -> None:
     other = open_run(squares_run("other", "SEED", "8"))
-    runs.train(other, resume=False)
+    train.train(other, resume=False)
     assert not same(final(uninterrupted)["model"], final(other)["model"])
 
 
 def test_a_finished_run_is_not_run_again(uninterrupted: runs.Run, whole_run: list[str]) -> None:
     before = (uninterrupted.folder / "results.json").stat().st_mtime_ns
     again = open_run(whole_run, resume=True)
-    results = runs.train(again, resume=True)
+    results = train.train(again, resume=True)
     assert (uninterrupted.folder / "results.json").stat().st_mtime_ns == before
     assert results == Results.read(uninterrupted.folder / "results.json")
 
@@ -165,7 +168,7 @@ def test_evaluation_of_the_last_weights_gives_the_same_metrics(uninterrupted: ru
     run = open_run(
         squares_run("evaluated", "MODEL.WEIGHTS", str(uninterrupted.folder / "model_final.pth")), evaluating=True
     )
-    assert runs.evaluate_only(run).rows[0].metrics == trained
+    assert train.evaluate_only(run).rows[0].metrics == trained
 
 
 def test_the_dial_turns_at_test_time(uninterrupted: runs.Run, squares_run: Overrides) -> None:
@@ -173,7 +176,7 @@ def test_the_dial_turns_at_test_time(uninterrupted: runs.Run, squares_run: Overr
     costs = {}
     for steps in (1, 4):
         run = open_run(squares_run(f"steps{steps}", *weights, "MODEL.ODE.STEPS", str(steps)), evaluating=True)
-        costs[steps] = runs.evaluate_only(run).rows[0].cost
+        costs[steps] = train.evaluate_only(run).rows[0].cost
     assert costs[4]["evaluations"] == 4 * costs[1]["evaluations"]
     assert costs[4]["macs"] > costs[1]["macs"]
     assert costs[4]["parameters"] == costs[1]["parameters"]
@@ -215,11 +218,11 @@ def test_a_resume_uses_the_rates_decay_and_momentum_that_the_config_now_says(
 ) -> None:
     overrides = squares_run("rates", "SOLVER.OPTIMIZER", optimizer, "SOLVER.WARMUP_ITERS", "0", "TEST.EVAL_PERIOD", "0")
     schedule = ["SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "SOLVER.STEPS", "()"]
-    runs.train(open_run([*overrides, *schedule, "SOLVER.MAX_ITER", "2"]), resume=False)
+    train.train(open_run([*overrides, *schedule, "SOLVER.MAX_ITER", "2"]), resume=False)
     now = {"BASE_LR": "0.0004", "WEIGHT_DECAY": "0.002", "WEIGHT_DECAY_NORM": "0.003", "BIAS_LR_FACTOR": "2.0"}
     words = [word for key, value in {**now, "MOMENTUM": "0.5"}.items() for word in (f"SOLVER.{key}", value)]
     run = open_run([*overrides, *schedule, *words, "SOLVER.MAX_ITER", "4"], resume=True)
-    protocol = runs.train(run, resume=True).protocol
+    protocol = train.train(run, resume=True).protocol
     after = final(run)["trainer"]
     records = read_metrics(run.folder / "metrics.json")
     # The groups are others than before: biases now have a rate of their own.
@@ -237,25 +240,25 @@ def test_a_resume_uses_the_rates_decay_and_momentum_that_the_config_now_says(
 
 def test_a_run_goes_on_with_the_optimizer_that_it_began_with(squares_run: Overrides) -> None:
     overrides = squares_run("kinds", "SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0")
-    runs.train(open_run([*overrides, "SOLVER.OPTIMIZER", "AdamW"]), resume=False)
+    train.train(open_run([*overrides, "SOLVER.OPTIMIZER", "AdamW"]), resume=False)
     other = open_run([*overrides, "SOLVER.OPTIMIZER", "SGD", "SOLVER.MAX_ITER", "4"], resume=True)
     with pytest.raises(CheckpointError, match=r"AdamW, while SOLVER.OPTIMIZER is SGD. Set SOLVER.OPTIMIZER AdamW"):
-        runs.train(other, resume=True)
+        train.train(other, resume=True)
 
 
 def test_a_finished_run_that_goes_on_has_no_results_until_it_ends_again(
     squares_run: Overrides, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = open_run(squares_run("longer", "SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0"))
-    runs.train(run, resume=False)
+    train.train(run, resume=False)
     scores = [line for line in (run.folder / "metrics.json").read_text().splitlines() if "bbox/AP50" in line]
     longer = open_run(squares_run("longer", "SOLVER.MAX_ITER", "4", "TEST.EVAL_PERIOD", "0"), resume=True)
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train", lambda self: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            runs.train(longer, resume=True)
+            train.train(longer, resume=True)
     assert not (run.folder / "results.json").exists()
-    runs.train(longer, resume=True)
+    train.train(longer, resume=True)
     assert "4 iterations" in Results.read(run.folder / "results.json").protocol
     again = [line for line in (run.folder / "metrics.json").read_text().splitlines() if "bbox/AP50" in line]
     assert again[:-1] == scores
@@ -265,7 +268,7 @@ def test_a_finished_run_that_goes_on_has_no_results_until_it_ends_again(
 @pytest.mark.parametrize("file", ["environment.json", "config.yaml", "last_checkpoint", "results.json"])
 def test_a_record_that_is_cut_ends_no_run(file: str, squares_run: Overrides, said: pytest.LogCaptureFixture) -> None:
     overrides = squares_run("cut", "SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0")
-    runs.train(open_run(overrides), resume=False)
+    train.train(open_run(overrides), resume=False)
     folder = Path(overrides[overrides.index("OUTPUT_DIR") + 1])
     before, records = Results.read(folder).rows, (folder / "metrics.json").read_text()
     for content in ("", (folder / file).read_text()[:9]):
@@ -273,7 +276,7 @@ def test_a_record_that_is_cut_ends_no_run(file: str, squares_run: Overrides, sai
         if file in ("environment.json", "config.yaml"):
             (folder / "results.json").unlink()  # killed while it was evaluated
         said.clear()
-        assert runs.train(open_run(overrides, resume=True), resume=True).rows[0].metrics == before[0].metrics
+        assert train.train(open_run(overrides, resume=True), resume=True).rows[0].metrics == before[0].metrics
         assert file in said.text or file in (folder / "log.txt").read_text()
     assert json.loads((folder / "environment.json").read_text())["command"] == "test"
     assert without_times([json.loads(r) for r in records.splitlines()][-1]) == without_times(
@@ -287,7 +290,7 @@ def test_checkpoints_that_are_superseded_do_not_outlive_a_stop(squares_run: Over
         run = open_run(overrides, resume=number > 0)
         with pytest.raises(Interrupted):
             train_until(run, iteration, lambda: os.kill(os.getpid(), signal.SIGINT), resume=number > 0)
-    runs.train(open_run(overrides, resume=True), resume=True)
+    train.train(open_run(overrides, resume=True), resume=True)
     found = sorted(path.name for path in run.folder.glob("model_*.pth"))
     assert found == ["model_0000005.pth", "model_0000007.pth", "model_best.pth", "model_final.pth"]
 
@@ -316,7 +319,7 @@ def test_two_test_sets_give_two_rows_and_the_first_chooses_the_best(
     ]
     more = ["DATASETS.CUSTOM", json.dumps(entries), "DATASETS.TEST", "('squares', 'squares_again')"]
     run = open_run(squares_run("two", *more, "SOLVER.MAX_ITER", "4", "TEST.EVAL_PERIOD", "2"))
-    rows = runs.train(run, resume=False).rows
+    rows = train.train(run, resume=False).rows
     assert [row.name for row in rows] == ["quickstart, squares", "quickstart, squares_again"]
     assert rows[0].metrics == rows[1].metrics
     assert (run.folder / "model_best.pth").exists()
@@ -326,7 +329,7 @@ def test_two_test_sets_give_two_rows_and_the_first_chooses_the_best(
 def test_evaluations_between_iterations_are_not_counted_as_training(squares_run: Overrides) -> None:
     run = open_run(squares_run("counted", "SOLVER.MAX_ITER", "4", "TEST.EVAL_PERIOD", "2"))
     seen = []
-    trainer = Trainer(run.cfg, run.task, lambda model: runs.evaluate(run, model))
+    trainer = Trainer(run.cfg, run.task, lambda model: train.evaluate(run, model))
     trainer.resume_or_load(resume=False)
     trainer.register_hooks([hook := At(3, lambda: seen.extend(trainer.storage.history("nfe_forward").values()))])
     hook.trainer = trainer
@@ -337,7 +340,7 @@ def test_evaluations_between_iterations_are_not_counted_as_training(squares_run:
 def test_only_evaluating_leaves_the_run_as_it_was(uninterrupted: runs.Run, whole_run: list[str]) -> None:
     before = {p.name: p.stat().st_mtime_ns for p in uninterrupted.folder.iterdir() if p.is_file()}
     run = open_run(whole_run, evaluating=True)
-    (row,) = runs.evaluate_only(run).rows
+    (row,) = train.evaluate_only(run).rows
     assert row.metrics == Results.read(uninterrupted.folder / "results.json").rows[0].metrics
     assert {p.name: p.stat().st_mtime_ns for p in uninterrupted.folder.iterdir() if p.is_file()} == before
     assert (uninterrupted.folder / "evaluation" / "results.json").exists()
@@ -356,14 +359,14 @@ def test_a_resume_in_other_circumstances_is_the_uninterrupted_run_too(
     squares_run: Overrides, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With workers, grouped pictures, autocast, and a network that draws."""
-    monkeypatch.setattr(trainers, "build_network", with_dropout)
+    monkeypatch.setattr(build, "build_network", with_dropout)
     how = ["DATALOADER.NUM_WORKERS", "2", "DATALOADER.ASPECT_RATIO_GROUPING", "True", "SOLVER.AMP.ENABLED", "True"]
     whole = open_run(squares_run("a", *how, "SOLVER.MAX_ITER", "4"))
-    runs.train(whole, resume=False)
+    train.train(whole, resume=False)
     with pytest.raises(Interrupted):
         train_until(open_run(squares_run("b", *how, "SOLVER.MAX_ITER", "4")), 1, lambda: os.kill(os.getpid(), 2))
     again = open_run(squares_run("b", *how, "SOLVER.MAX_ITER", "4"), resume=True)
-    runs.train(again, resume=True)
+    train.train(again, resume=True)
     assert same(final(whole)["model"], final(again)["model"])
 
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 from detectron2.utils.events import EventStorage
 
-from ode_detect.engine.watch import WatchBoxes
+from ode_detect.engine.hooks import WatchBoxes
 
 
 def watched(losses: dict[str, float], iterations: int) -> None:

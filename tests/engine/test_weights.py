@@ -8,9 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from ode_detect.deploy.convert import read_weights
 from ode_detect.engine.checkpoint import Checkpointer
-from ode_detect.engine.weights import CheckpointError, categories_in, explained, load_weights_only, unpickle_weights
+from ode_detect.engine.weights import (
+    CheckpointError,
+    categories_in,
+    explained,
+    load_weights_only,
+    read_weights,
+    unpickle_weights,
+)
 
 ARRAYS = {
     "float32": np.arange(6, dtype=np.float32).reshape(2, 3),

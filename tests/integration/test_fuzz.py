@@ -29,17 +29,17 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ode_detect.deploy.convert import read_weights
 from ode_detect.detection.data.annotations import to_records
 from ode_detect.detection.data.check import check
 from ode_detect.detection.data.custom import Source
 from ode_detect.detection.data.repaired import write_repaired
 from ode_detect.detection.matching import complete
-from ode_detect.engine.config import ConfigError, load_config
-from ode_detect.engine.weights import CheckpointError
+from ode_detect.engine.config import load_config
+from ode_detect.engine.weights import CheckpointError, read_weights
 from ode_detect.media.errors import DatasetError
 from ode_detect.media.images import read_image, read_size
 from ode_detect.media.names import one_line
+from ode_detect.task import ConfigError
 
 from ..conftest import QUICKSTART
 

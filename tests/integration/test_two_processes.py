@@ -21,8 +21,8 @@ import pytest
 import torch
 
 from ode_detect.engine import run as runs
+from ode_detect.engine.build import build_network
 from ode_detect.engine.config import load_config
-from ode_detect.engine.trainer import build_network
 
 from ..conftest import overrides_for
 from ..engine.recorded_training import QUICKSTART, predictions, recorded

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from ode_detect.detection.drawing import COLORS
+from ode_detect.detection.drawing import COLORS, FALSE, HIT, MISSED
 from ode_detect.report.canvas import Canvas, contrast, letters_on, measure, shortened
-from ode_detect.report.pictures import FALSE, HIT, MISSED
 from ode_detect.report.plots import COLOURS
 
 BOX = np.array([20.0, 10.0, 60.0, 40.0])

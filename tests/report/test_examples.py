@@ -4,8 +4,10 @@ import cv2
 import numpy as np
 import pytest
 
-from ode_detect.report.examples import Drawn, show
-from ode_detect.report.pictures import MISSED, Picture, PictureError
+from ode_detect.detection.drawing import MISSED
+from ode_detect.detection.pictures import Picture, show
+from ode_detect.report.canvas import PictureError
+from ode_detect.report.examples import Drawn
 
 
 def test_a_picture_says_what_was_found_and_is_enlarged_to_be_seen() -> None:

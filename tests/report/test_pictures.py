@@ -10,16 +10,9 @@ from matplotlib.colors import to_rgb
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ode_detect.report.pictures import (
-    FALSE,
-    HIT,
-    MISSED,
-    Picture,
-    PictureError,
-    detection_sheet,
-    draw_boxes,
-    match_boxes,
-)
+from ode_detect.detection.drawing import FALSE, HIT, MISSED, draw_boxes
+from ode_detect.detection.pictures import Picture, detection_sheet, match_boxes
+from ode_detect.report.canvas import PictureError
 
 GREY = np.full((120, 200, 3), 60, dtype=np.uint8)
 

@@ -14,19 +14,8 @@ import pytest
 from matplotlib.axes import Axes
 
 from ode_detect.report import plots
-from ode_detect.report.plots import (
-    COLOURS,
-    Curve,
-    MetricsError,
-    Panel,
-    plot_losses,
-    plot_metric,
-    plot_panels,
-    plot_ratios,
-    read_metrics,
-    series,
-    smooth,
-)
+from ode_detect.report.plots import COLOURS, Curve, MetricsError, plot_losses, plot_metric, read_metrics, series, smooth
+from ode_detect.report.ratios import Panel, plot_panels, plot_ratios
 from ode_detect.report.rows import Comparison
 
 RECORDS: list[dict[str, Any]] = [

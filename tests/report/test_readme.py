@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from ode_detect.report.readme import ReadmeError, fill
-from ode_detect.report.results import Results, ResultsError, Row, to_markdown
+from ode_detect.report.results import Results, ResultsError, Row
+from ode_detect.report.tables import to_markdown
 
 TOOL = Path(__file__).parents[2] / "tools" / "update_readme.py"
 RESULTS = Results(

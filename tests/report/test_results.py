@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ode_detect.report.results import Results, ResultsError, Row, commit, machine, merge, to_markdown, to_text
+from ode_detect.engine.provenance import commit, machine
+from ode_detect.report.results import Results, ResultsError, Row, merge
 from ode_detect.report.rows import Comparison
+from ode_detect.report.tables import to_markdown, to_text
 
 
 def _row(name: str = "ode", role: str = "ode", seed: int = 0, **changes: Any) -> Row:

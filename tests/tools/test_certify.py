@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from ode_detect.engine.build import build_network
 from ode_detect.engine.config import load_config
 from ode_detect.engine.launch import run_tool
-from ode_detect.engine.trainer import build_network
 from ode_detect.ode.certification.gradients import GradientReport, ModeReport
 from ode_detect.ode.certification.model import BlockReport, Report
 from ode_detect.studies import certify as engine

@@ -8,6 +8,7 @@ from types import ModuleType
 import pytest
 
 from ode_detect.engine import run as runs
+from ode_detect.engine import train
 from ode_detect.engine.launch import run_tool
 from ode_detect.report.results import Results
 from ode_detect.studies.compare import figures, measure
@@ -64,7 +65,7 @@ def test_runs_become_results_and_a_page(
     assert "(missing): python tools/train_net.py" in capsys.readouterr().err
     for one in plan(configs, [1], overrides):
         run = runs.open_run(one.config(), command="train", config_file=one.config_file, resume=False)
-        runs.train(run, resume=False)
+        train.train(run, resume=False)
     # As an earlier version evaluated: without these metrics, under another protocol.
     earlier = tmp_path / "all" / "ode" / "seed_0" / "results.json"
     value = json.loads(earlier.read_text())

@@ -5,6 +5,7 @@ from types import ModuleType
 import pytest
 
 from ode_detect.engine import run as runs
+from ode_detect.engine import train
 from ode_detect.engine.config import load_config
 from ode_detect.engine.launch import run_tool
 from ode_detect.report.results import Results
@@ -55,7 +56,7 @@ def test_one_command_sweeps_and_chooses(
     small = ["INPUT.MIN_SIZE_TEST", "64", "MODEL.RPN.POST_NMS_TOPK_TEST", "30", "SOLVER.MAX_ITER", "2"]
     overrides = squares_run("run", "SOLVER.DIAL.STATISTICS_BATCHES", "1", "TEST.EVAL_PERIOD", "0", *small)
     run = runs.open_run(load_config(QUICKSTART, overrides), command="x", config_file=str(QUICKSTART), resume=False)
-    runs.train(run, resume=False)
+    train.train(run, resume=False)
     arguments = ["--config-file", str(QUICKSTART), "--steps", "1", "--methods", "euler", *overrides]
     assert run_tool(tool.main, [*arguments, "--budget-ms", "100000"]) == 0
     folder = tmp_path / "run" / "dial"

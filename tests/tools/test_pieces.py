@@ -5,6 +5,7 @@ import pytest
 
 from ode_detect.engine.launch import run_tool
 from ode_detect.report.results import Results, Row
+from ode_detect.studies.pieces import grow
 from ode_detect.studies.pieces import project as pieces
 
 from ..conftest import ROOT
@@ -69,7 +70,7 @@ def test_stopping_says_how_to_go_on(
     def stop(*arguments: object, **more: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pieces, "grow", stop)
+    monkeypatch.setattr(grow, "grow", stop)
     words = ["--config-file", CONFIG, "--grow", "1", "2", "--iterations", "5", "5", "--output", str(tmp_path / "out")]
     assert run_tool(tool.main, words) != 0
     assert "the same command goes on" in capsys.readouterr().err

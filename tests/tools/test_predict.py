@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from ode_detect.engine.build import build_network
 from ode_detect.engine.config import load_config
 from ode_detect.engine.launch import run_tool
-from ode_detect.engine.trainer import build_network
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")

@@ -4,9 +4,9 @@ from types import ModuleType
 
 import pytest
 
-from ode_detect.engine import run as runs
+from ode_detect.engine import train
+from ode_detect.engine.hooks import Interrupted
 from ode_detect.engine.launch import run_tool
-from ode_detect.engine.trainer import Interrupted
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
@@ -32,7 +32,7 @@ def test_only_a_training_that_was_stopped_can_be_resumed(
     def stopped(*arguments: object, **more: object) -> None:
         raise stop
 
-    monkeypatch.setattr(runs, "train", stopped)
-    monkeypatch.setattr(runs, "evaluate_only", stopped)
+    monkeypatch.setattr(train, "train", stopped)
+    monkeypatch.setattr(train, "evaluate_only", stopped)
     assert run_tool(tool.main, ["--config-file", QUICKSTART, *flags, *squares_run("run")]) == 130
     assert capsys.readouterr().err.endswith(said)

@@ -13,7 +13,7 @@ import numpy as np
 import pycocotools.mask
 from detectron2.structures import BoxMode
 
-from ode_detect.media.errors import DatasetError, Problem
+from ode_detect.media.errors import DatasetError, Problem, describe
 from ode_detect.media.images import read_size
 from ode_detect.media.names import one_line, other_spellings, same_name
 from ode_detect.media.text import read_json
@@ -421,3 +421,21 @@ def _file_size(image: dict[str, Any], folder: Path) -> tuple[int, int] | None:
         return read_size(folder / image["file_name"])
     except DatasetError:
         return None
+
+
+def refuse(problems: Sequence[Problem], source: object) -> None:
+    """Stop at what reading cannot repair.
+
+    Args:
+        problems: what was found.
+        source: the annotations, for the message.
+
+    Raises:
+        DatasetError: a problem has nothing done about it.
+    """
+    fatal = [problem for problem in problems if not problem.done]
+    if fatal:
+        raise DatasetError(
+            f"{source} cannot be used as COCO JSON, or VOC XML, with its pictures:\n{describe(fatal)}\n"
+            "Correct them, or have tools/check_dataset.py list all of them (and write a repaired copy by --fix)."
+        )

@@ -14,12 +14,11 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ode_detect.detection.errors import refuse
 from ode_detect.media.errors import DatasetError, Problem
 from ode_detect.media.text import is_ascii
 from ode_detect.ode.names import UnknownNameError, check_name
 
-from .annotations import Content, read_coco, repair, to_records
+from .annotations import Content, read_coco, refuse, repair, to_records
 from .classes import Classes
 from .formats import other_file
 from .voc import read_voc, write_voc

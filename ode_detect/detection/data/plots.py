@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
 from numpy.typing import NDArray
 
-from ode_detect.report.pictures import PictureError, draw_boxes
+from ode_detect.detection.drawing import draw_boxes
+from ode_detect.report.canvas import PictureError
 from ode_detect.report.plots import COLOURS, letters_told, save_figure
 
 _INK, _GREY, _ANCHOR, _IGNORED = "#333333", "#B8C4CE", "#D55E00", "#AAAAAA"

@@ -15,11 +15,12 @@ from detectron2.utils.events import EventStorage
 import ode_detect.classification.model  # noqa: F401  registers the classifier
 from ode_detect.classification.data.mapper import BatchMapper, build_mapper
 from ode_detect.classification.data.sources import Pictures
+from ode_detect.engine.build import autocast, build_network
 from ode_detect.engine.config import add_ode_config
 from ode_detect.engine.optimizer import build_optimizer
 from ode_detect.engine.stream import random_state_kept, seed_everything
 from ode_detect.engine.tasks import get_task
-from ode_detect.engine.trainer import Trainer, autocast, build_network
+from ode_detect.engine.trainer import Trainer
 from ode_detect.studies.timing import Case, Ratio, Side
 
 # At least 0.9 of the pictures per second.

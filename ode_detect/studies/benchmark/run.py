@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from ode_detect.engine.config import ConfigError
 from ode_detect.engine.provenance import provenance
 from ode_detect.ode.names import check_name
-from ode_detect.report.plots import Panel, plot_panels, plot_ratios
+from ode_detect.report.ratios import Panel, plot_panels, plot_ratios
 from ode_detect.report.results import Results, Row
 from ode_detect.report.rows import Comparison
 from ode_detect.studies.process_memory import keep_freed_memory
 from ode_detect.studies.timing import MAX_ROUNDS, MIN_ROUNDS, Case, measure
+from ode_detect.task import ConfigError
 
 from . import classification, conversion, detector, export, flow, gradients
 

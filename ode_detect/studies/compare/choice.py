@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 
 from ode_detect.backbones.build import ROLES
-from ode_detect.engine.config import ConfigError, load_config
+from ode_detect.engine.build import build_network
+from ode_detect.engine.config import load_config
 from ode_detect.engine.recipes import Recipe, in_role, read_recipes
-from ode_detect.engine.trainer import build_network
 from ode_detect.ode import ODEBlock
 from ode_detect.ode.names import check_name
+from ode_detect.task import ConfigError
 
 
 def choose(

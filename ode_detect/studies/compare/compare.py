@@ -11,20 +11,23 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 
-from ode_detect.engine.config import ConfigError
 from ode_detect.engine.lock import alone_in
 from ode_detect.engine.provenance import provenance
 from ode_detect.engine.records import holds_run
-from ode_detect.engine.run import evaluate_only, load_network, open_run
+from ode_detect.engine.run import open_run
+from ode_detect.engine.train import evaluate_only, load_network
 from ode_detect.report.comparison import Compared, differences, group, numbers, summary
 from ode_detect.report.page import Page
-from ode_detect.report.results import ROLE_WORDS, Results, joined_protocol
+from ode_detect.report.results import Results, joined_protocol
 from ode_detect.report.rows import Comparison, Row
+from ode_detect.report.tables import ROLE_WORDS
+from ode_detect.studies.trainings import Training, check_runs, train_missing
+from ode_detect.task import ConfigError
 
 from . import figures
 from .figures import Folders
 from .measure import MANY, ONE, PICTURES, STEP, Loaded, TrainingStep, sizes, time_networks, training_costs
-from .runs import Training, check_runs, differing_keys, plan, train_missing
+from .runs import differing_keys, plan
 from .turned import CHANGES, TURNED, turned
 
 logger = logging.getLogger("ode_detect.engine")

@@ -14,9 +14,9 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
+from ode_detect.engine.build import autocast
 from ode_detect.engine.run import Run
 from ode_detect.engine.stream import build_stream
-from ode_detect.engine.trainer import autocast
 from ode_detect.ode import record_solves
 from ode_detect.ode.memory import bytes_kept
 from ode_detect.ode.tally import now

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from ode_detect.engine.run import evaluate
+from ode_detect.engine.train import evaluate
 from ode_detect.ode import Adaptive, FixedStep, SolveError
 from ode_detect.ode.adaptive import Solver, takes_steps
 from ode_detect.ode.dial import solved_by

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ode_detect.engine.config import ConfigError
 from ode_detect.ode import FixedStep
 from ode_detect.report.results import Results
+from ode_detect.task import ConfigError
 
 from .dial import Dial, Setting
 

@@ -19,13 +19,14 @@ from detectron2.config import CfgNode
 from detectron2.evaluation.evaluator import inference_context
 from torch import Tensor
 
+from ode_detect.engine.build import training_stream
 from ode_detect.engine.classes import data_categories
-from ode_detect.engine.config import ConfigError, tolerances
+from ode_detect.engine.config import tolerances
 from ode_detect.engine.lock import hold
-from ode_detect.engine.provenance import check_marks, marks, provenance
+from ode_detect.engine.provenance import provenance
 from ode_detect.engine.records import holds_run, write_records
-from ode_detect.engine.run import Run, cost, evaluate, load_network, open_run
-from ode_detect.engine.trainer import training_stream
+from ode_detect.engine.run import Run, open_run
+from ode_detect.engine.train import cost, evaluate, load_network
 from ode_detect.engine.weights import load_weights_only
 from ode_detect.media.files import read_object, say_unreadable, whole, write_text
 from ode_detect.ode import Adaptive, SolveError, estimate_statistics
@@ -36,6 +37,8 @@ from ode_detect.ode.statistics import StatisticsError, batch_norms
 from ode_detect.report.dial import plot_dial
 from ode_detect.report.plots import MetricsError
 from ode_detect.report.results import Results, Row
+from ode_detect.studies.kept import check_marks, marks
+from ode_detect.task import ConfigError
 
 logger = logging.getLogger("ode_detect.engine")
 
@@ -100,7 +103,7 @@ class Dial:
         cfg: the config, not frozen.
         command: for the records.
         config_file: for the records.
-        weights: a checkpoint; "" takes what `ode_detect.engine.run.fill` takes.
+        weights: a checkpoint; "" takes what `ode_detect.engine.train.fill` takes.
         folder: where everything is written; not that of a run.
 
     Attributes:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,29 +16,26 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-from ode_detect.engine.checkpoint import Checkpointer
+from ode_detect.engine.build import autocast, on_gpu, training_stream
 from ode_detect.engine.classes import data_categories
-from ode_detect.engine.config import ConfigError, load_config
-from ode_detect.engine.lock import hold
-from ode_detect.engine.provenance import check_marks, marks, provenance
+from ode_detect.engine.provenance import provenance
 from ode_detect.engine.records import holds_run, write_records
-from ode_detect.engine.run import Run, cost, evaluate, load_network, open_run
-from ode_detect.engine.trainer import autocast, build_network, on_gpu, training_stream
-from ode_detect.media.files import read_object, whole, write_text
+from ode_detect.engine.run import Run, open_run
+from ode_detect.engine.train import cost, evaluate, load_network
+from ode_detect.media.files import whole, write_text
 from ode_detect.ode.flows import flows_of
 from ode_detect.ode.pieces import PiecewiseConstant
 from ode_detect.ode.refitting.distillation import distil
-from ode_detect.ode.refitting.refit import project_pieces, split_pieces
-from ode_detect.ode.solvers import TABLEAUS, FixedStep
-from ode_detect.report.plots import Panel, plot_panels
+from ode_detect.ode.refitting.refit import project_pieces
+from ode_detect.ode.solvers import FixedStep
+from ode_detect.report.ratios import Panel, plot_panels
 from ode_detect.report.results import Results
 from ode_detect.report.rows import Row, is_fraction
-from ode_detect.studies.compare.runs import Training, check_runs, train_missing
+from ode_detect.studies.kept import KeptRows
+from ode_detect.task import ConfigError
 
 logger = logging.getLogger("ode_detect.engine")
 
-# What was evaluated, in the folder of a projection.
-_KEPT = "measured.json"
 # The projection is solved for on so many training batches; distillation has all that it is given.
 FITTED_BATCHES = 4
 
@@ -81,7 +77,7 @@ def project(cfg: CfgNode, wanted: Projection, *, command: str, config_file: str,
         wanted: to how many, and how long to distil.
         command: for the records.
         config_file: for the records.
-        weights: the checkpoint; "" takes what `ode_detect.engine.run.fill` takes.
+        weights: the checkpoint; "" takes what `ode_detect.engine.train.fill` takes.
         folder: gets ``pieces.json`` and ``pieces.png``, and for each network ``NAME.pth`` and ``NAME.yaml``, a config
             for ``tools/train_net.py --eval-only``; not that of a run.
 
@@ -114,7 +110,7 @@ def project(cfg: CfgNode, wanted: Projection, *, command: str, config_file: str,
             f"a projection saves pieces, and the flows of {used} have {pieces} each, while {max(wanted.counts)} were "
             "asked for; give fewer, or grow a network by --grow."
         )
-    kept = _Kept(folder, run, model, wanted)
+    kept = KeptRows(folder, "projection", run, model, {"distillation": [wanted.iterations, wanted.batches]})
     write_records(run.cfg, run.folder, run.command)
     kept.add(f"pieces_{pieces}", partial(_measured, run, model))
     hows = ("projected", "distilled") if wanted.iterations else ("projected",)
@@ -143,148 +139,6 @@ def project(cfg: CfgNode, wanted: Projection, *, command: str, config_file: str,
     results.write(folder / "pieces.json")
     _plot(results.rows, run.task.score, folder / "pieces.png")
     return results
-
-
-@dataclass(frozen=True)
-class Growth:
-    """What is asked of `grow`.
-
-    Attributes:
-        counts: pieces of each flow in each stage of the training, each twice the one before.
-        iterations: of each stage.
-
-    Raises:
-        ConfigError: the counts do not double, or there are other numbers of iterations.
-    """
-
-    counts: tuple[int, ...]
-    iterations: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        doubling = all(b == 2 * a for a, b in itertools.pairwise(self.counts))
-        if len(self.counts) < 2 or self.counts[0] < 1 or not doubling:
-            raise ConfigError(
-                f"a network grows by splitting each piece in two, and {list(self.counts)} do not double; give "
-                "1 2 4 8, for example."
-            )
-        if len(self.iterations) != len(self.counts) or min(self.iterations) < 1:
-            raise ConfigError(
-                f"each number of pieces is trained for its own number of iterations, 1 or more, and there are "
-                f"{len(self.counts)} and {len(self.iterations)}: {list(self.iterations)}."
-            )
-
-
-def grow(
-    config_file: str,
-    overrides: Sequence[str],
-    wanted: Growth,
-    *,
-    tool: Sequence[str],
-    command: str,
-    folder: Path,
-) -> Results:
-    """Train a network stage by stage, splitting its pieces in between; and one that has all of them from the start.
-
-    Each stage is a training of its own, with its own schedule and optimizer, that starts from the split weights of the
-    one before. The other network has as many iterations as all stages together. What is finished is taken, and what
-    was stopped is gone on with.
-
-    Args:
-        config_file: of the whole network, with ``MODEL.ODE.NUM_PIECES`` the last count and ``DURATION`` set, since the
-            time of the flows does not change.
-        overrides: key, value, ...
-        wanted: the stages.
-        tool: the command that ``tools/train_net.py``'s arguments are added to.
-        command: for the records.
-        folder: gets a run folder for each stage and for the other network, and ``growth.json``.
-
-    Returns:
-        A row for each network, the grown one with the minutes of all stages.
-
-    Raises:
-        ConfigError: a config that cannot be grown; a training failed.
-        KeyboardInterrupt: stopped; the same command goes on.
-
-    Source: Chang et al. 2018, "Multi-level Residual Networks from Dynamical Systems View".
-    """
-    cfg = load_config(config_file, overrides)
-    _check_grown(cfg, wanted)
-    pairs = zip(overrides[::2], overrides[1::2], strict=True)
-    words = [word for pair in pairs for word in pair if pair[0] not in ("SEED", "OUTPUT_DIR")]
-    starts = [cfg.MODEL.WEIGHTS, *(str(folder / f"pieces_{count}_start.pth") for count in wanted.counts[1:])]
-    stages = []
-    for count, iterations, weights in zip(wanted.counts, wanted.iterations, starts, strict=True):
-        keys = {"MODEL.ODE.NUM_PIECES": count, "MODEL.ODE.STEPS": count, "SOLVER.MAX_ITER": iterations}
-        stages.append(_training(f"pieces_{count}", config_file, cfg, folder, words, {**keys, "MODEL.WEIGHTS": weights}))
-    keys = {"MODEL.ODE.STEPS": wanted.counts[-1], "SOLVER.MAX_ITER": sum(wanted.iterations)}
-    other = _training("from_the_start", config_file, cfg, folder, words, keys)
-    check_runs([*stages, other], training=True)
-    _check_order(stages)
-    for index, stage in enumerate(stages):
-        if index and stage.state == "missing":
-            _split(stages[index - 1], starts[index])
-        train_missing([stage], tool)
-    train_missing([other], tool)
-    parts = [Results.read(one.folder) for one in (*stages, other)]
-    minutes = sum(part.rows[0].cost["train_minutes"] for part in parts[:-1])
-    grown, start = parts[-2].rows[0], parts[-1].rows[0]
-    path = ", ".join(f"{c} for {n}" for c, n in zip(wanted.counts, wanted.iterations, strict=True))
-    results = Results(
-        what=f"Pieces of {Path(config_file).stem}, grown: {parts[-1].what}",
-        **{**provenance(command), "commit": ", ".join(dict.fromkeys(part.commit for part in parts))},
-        protocol=f"grown: pieces of each flow and iterations, {path}, a schedule of its own for each; from the start: "
-        f"{wanted.counts[-1]} pieces for {sum(wanted.iterations)} iterations; {parts[-1].protocol}; "
-        "minutes of training as each run logged them, whatever else the machine did",
-        rows=(
-            replace(grown, name="grown", cost={**grown.cost, "train_minutes": round(minutes, 2)}),
-            replace(start, name="from_the_start"),
-        ),
-    )
-    results.write(folder / "growth.json")
-    return results
-
-
-def _training(
-    name: str, config_file: str, cfg: CfgNode, folder: Path, words: Sequence[str], keys: dict[str, Any]
-) -> Training:
-    overrides = (*words, *(str(word) for pair in keys.items() for word in pair))
-    return Training(name=name, config_file=config_file, seed=cfg.SEED, folder=folder / name, overrides=overrides)
-
-
-def _check_order(stages: Sequence[Training]) -> None:
-    """A stage starts from the one before: it cannot be there if that is not finished."""
-    for before, after in itertools.pairwise(stages):
-        if before.state != "finished" and after.state != "missing":
-            raise ConfigError(
-                f"each stage starts from the one before, and {after.folder} was trained while {before.folder} is "
-                f"{before.state}; move {after.folder} and those after it away, or give another --output."
-            )
-
-
-def _check_grown(cfg: CfgNode, wanted: Growth) -> None:
-    ode = cfg.MODEL.ODE
-    if ode.PIECES != "piecewise" or ode.METHOD not in TABLEAUS or ode.STEPS not in (0, ode.NUM_PIECES):
-        raise ConfigError(
-            f"a network grows by one piece and one step for each, and MODEL.ODE.PIECES is {ode.PIECES}, METHOD "
-            f"{ode.METHOD}, STEPS {ode.STEPS}; set PIECES piecewise, METHOD euler and STEPS 0."
-        )
-    if ode.ROLE != "ode" or wanted.counts[-1] != ode.NUM_PIECES or not ode.DURATION or cfg.SEED < 0:
-        raise ConfigError(
-            f"a network is grown to MODEL.ODE.NUM_PIECES of its config, in a time that does not change, and ROLE is "
-            f"{ode.ROLE}, NUM_PIECES {ode.NUM_PIECES}, DURATION {ode.DURATION:g}, SEED {cfg.SEED}; set NUM_PIECES "
-            f"{wanted.counts[-1]}, and DURATION above 0 (1, for example), and a SEED of 0 or more."
-        )
-
-
-def _split(stage: Training, path: str) -> None:
-    """Write the weights of a finished stage with twice the pieces."""
-    cfg = stage.config()
-    model = build_network(cfg)
-    checkpointer = Checkpointer(model, str(stage.folder))
-    checkpointer.load_weights(checkpointer.get_checkpoint_file(), whole=True)
-    split_pieces(model)
-    with whole(path) as partial:
-        torch.save({"model": model.state_dict(), "categories": list(checkpointer.coverage.categories)}, partial)
 
 
 def _uniform(model: nn.Module) -> tuple[int, int, float]:
@@ -328,43 +182,6 @@ def _config_errors() -> Iterator[None]:
         yield
     except ValueError as error:
         raise ConfigError(str(error)) from error
-
-
-class _Kept:
-    """Rows that are measured once, in the folder of a projection."""
-
-    def __init__(self, folder: Path, run: Run, model: nn.Module, wanted: Projection) -> None:
-        self._path, self._run, self._lock = folder / _KEPT, run, hold(folder)
-        self._marks = {**marks(run.cfg, model), "distillation": [wanted.iterations, wanted.batches]}
-        self.rows: dict[str, Row] = {}
-        self.commands = [run.command]
-        kept = read_object(self._path)
-        if kept is None:
-            return
-        check_marks(folder, "projection", kept["marks"], self._marks)
-        self.rows = {row["name"]: Row(**row) for row in kept["rows"]}
-        self.commands = list(dict.fromkeys([*kept["commands"], run.command]))
-
-    def has(self, names: Sequence[str]) -> bool:
-        return set(names) <= self.rows.keys()
-
-    def add(self, name: str, measure: Callable[[], tuple[dict[str, float], dict[str, float]]]) -> None:
-        """Measure and write, if it is not there."""
-        if name not in self.rows:
-            metrics, figures = measure()
-            self.rows[name] = Row(
-                name=name,
-                role="ode",
-                seed=self._run.cfg.SEED,
-                config=self._run.config_file,
-                metrics=metrics,
-                cost=figures,
-            )
-            rows = [asdict(row) for row in self.rows.values()]
-            content = {"marks": self._marks, "commands": self.commands, "rows": rows}
-            write_text(self._path, json.dumps(content, indent=1) + "\n")
-            metric = self._run.task.score
-            logger.info("%s: %s %.4f", name, metric, metrics.get(metric, float("nan")))
 
 
 def _measured(run: Run, model: nn.Module) -> tuple[dict[str, float], dict[str, float]]:

@@ -13,8 +13,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ode_detect.detection.data.annotations import read_coco, repair, to_records, usable
-from ode_detect.detection.errors import refuse
+from ode_detect.detection.data.annotations import read_coco, refuse, repair, to_records, usable
 from ode_detect.media.errors import DatasetError
 
 NOWHERE = Path("nowhere")

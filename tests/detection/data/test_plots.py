@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from ode_detect.detection.data.plots import Sample, class_table, plot_dataset, sample_sheet, size_table
+from ode_detect.report.canvas import PictureError
 from ode_detect.report.confusion import draw_confusion
 from ode_detect.report.overlays import Line, plot_lines
-from ode_detect.report.pictures import PictureError
-from ode_detect.report.plots import Panel, plot_panels
+from ode_detect.report.ratios import Panel, plot_panels
 
 NONE = np.zeros((0, 2))
 

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from ode_detect.engine.config import ConfigError
 from ode_detect.ode.names import UnknownNameError
-from ode_detect.report.results import Results, to_markdown
+from ode_detect.report.results import Results
+from ode_detect.report.tables import to_markdown
 from ode_detect.studies.benchmark import run
 from ode_detect.studies.benchmark.run import SECTIONS, Section, run_benchmark, write_plots
 from ode_detect.studies.timing import Case, Ratio, Side
+from ode_detect.task import ConfigError
 
 
 @pytest.mark.parametrize("name", SECTIONS)

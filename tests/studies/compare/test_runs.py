@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ode_detect.engine.config import ConfigError, load_config
-from ode_detect.studies.compare.runs import Training, check_runs, differing_keys, network_names, plan, train_missing
+from ode_detect.engine.config import load_config
+from ode_detect.studies.compare.runs import differing_keys, network_names, plan
+from ode_detect.studies.trainings import Training, check_runs, train_missing
+from ode_detect.task import ConfigError
 
 from ...conftest import QUICKSTART
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from ode_detect.engine.config import load_config
-from ode_detect.engine.run import evaluate, load_network, open_run, train
+from ode_detect.engine.run import open_run
+from ode_detect.engine.train import evaluate, load_network, train
 from ode_detect.ode import Adaptive, FixedStep
 from ode_detect.ode.flows import flows_of
 from ode_detect.report.results import Results

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from ode_detect.engine.config import ConfigError
 from ode_detect.ode import Adaptive, FixedStep
 from ode_detect.studies.dial.budget import Budget, BudgetError, Change, choose, greedy, measure_changes
 from ode_detect.studies.dial.dial import Measured, Setting
+from ode_detect.task import ConfigError
 
 # What each flow loses and takes at 1, 2 or 4 Euler steps.
 LOSS = {"a": {1: 0.30, 2: 0.02, 4: 0.0}, "b": {1: 0.01, 2: 0.0, 4: 0.0}, "c": {1: 0.06, 2: 0.05, 4: 0.0}}

@@ -12,8 +12,9 @@ from detectron2.layers import FrozenBatchNorm2d
 from ode_detect.detection.data.datasets import DatasetError
 from ode_detect.engine import provenance as provenances
 from ode_detect.engine import run as runs
-from ode_detect.engine.config import ConfigError, load_config
-from ode_detect.engine.trainer import build_network
+from ode_detect.engine import train
+from ode_detect.engine.build import build_network
+from ode_detect.engine.config import load_config
 from ode_detect.ode import Adaptive, FixedStep, NonFiniteStateError, estimate_statistics
 from ode_detect.ode.dial import flows_of
 from ode_detect.ode.statistics import StatisticsError
@@ -21,6 +22,7 @@ from ode_detect.report.results import Results
 from ode_detect.studies.dial import dial as dials
 from ode_detect.studies.dial.budget import Budget, BudgetError, turn
 from ode_detect.studies.dial.dial import Dial
+from ode_detect.task import ConfigError
 
 ROOT = Path(__file__).resolve().parents[3]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
@@ -42,7 +44,7 @@ def trained(whole_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> l
     # Small and few, since a network that knows nothing finds something everywhere.
     overrides += ["INPUT.MIN_SIZE_TEST", "64", "MODEL.RPN.POST_NMS_TOPK_TEST", "30", "SOLVER.MAX_ITER", "4"]
     run = runs.open_run(load_config(QUICKSTART, overrides), command="train", config_file=str(QUICKSTART), resume=False)
-    runs.train(run, resume=False)
+    train.train(run, resume=False)
     return overrides
 
 
@@ -85,7 +87,7 @@ def test_the_full_steps_give_what_an_evaluation_gives(swept: tuple[Path, Results
     run = runs.open_run(
         load_config(QUICKSTART, trained), command="x", config_file=str(QUICKSTART), resume=False, evaluating=True
     )
-    assert swept[1].rows[1].metrics == runs.evaluate_only(run).rows[0].metrics
+    assert swept[1].rows[1].metrics == train.evaluate_only(run).rows[0].metrics
 
 
 def test_what_is_known_is_not_evaluated_again_and_stays(
@@ -135,7 +137,7 @@ def test_a_choice_is_a_config_that_gives_the_same_numbers(swept: tuple[Path, Res
     assert expected == cfg.MODEL.WEIGHTS
     assert torch.load(expected, weights_only=True)["categories"] == [{"id": 1, "name": "square"}]
     run = runs.open_run(cfg, command="x", config_file=str(choice.path), resume=False, evaluating=True)
-    (evaluated,) = runs.evaluate_only(run).rows
+    (evaluated,) = train.evaluate_only(run).rows
     assert evaluated.metrics == row.metrics
     assert evaluated.cost["evaluations"] == row.cost["evaluations"]
     claim, *_ = choice.path.read_text().splitlines()
@@ -168,7 +170,7 @@ def test_a_stopped_sweep_keeps_what_it_evaluated(
     def stop(run: runs.Run, model: torch.nn.Module) -> dict[str, Any]:
         if any(block.solver.steps == 1 for block in flows_of(model).values()):
             raise KeyboardInterrupt
-        return runs.evaluate(run, model)
+        return train.evaluate(run, model)
 
     monkeypatch.setattr(dials, "evaluate", stop)
     with pytest.raises(KeyboardInterrupt):
@@ -181,7 +183,7 @@ def test_a_solve_that_fails_is_left_out(trained: list[str], tmp_path: Path, monk
     def fail(run: runs.Run, model: torch.nn.Module) -> dict[str, Any]:
         if any(block.solver == FixedStep("euler", steps=1) for block in flows_of(model).values()):
             raise NonFiniteStateError(block="res4.flow", time=1.0, step="step 1 of 1", evaluations=1)
-        return runs.evaluate(run, model)
+        return train.evaluate(run, model)
 
     monkeypatch.setattr(dials, "evaluate", fail)
     results, choice = turn(open_dial(trained, tmp_path), **STEPS, budget=Budget(loss=1.0))

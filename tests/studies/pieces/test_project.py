@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from ode_detect.engine.config import ConfigError, load_config
-from ode_detect.engine.run import evaluate_only, open_run, train
+from ode_detect.engine.build import build_network
+from ode_detect.engine.config import load_config
+from ode_detect.engine.run import open_run
 from ode_detect.engine.tasks import get_task
-from ode_detect.engine.trainer import build_network
+from ode_detect.engine.train import evaluate_only, train
 from ode_detect.report.results import Results
 from ode_detect.studies.pieces import project as pieces
-from ode_detect.studies.pieces.project import Growth, Projection, grow, project
+from ode_detect.studies.pieces.grow import Growth, grow
+from ode_detect.studies.pieces.project import Projection, project
+from ode_detect.task import ConfigError
 
 from ...conftest import ROOT, overrides_for_shapes
 
