@@ -204,4 +204,4 @@ def _first_paragraph(lines: Iterable[str]) -> str:
 
 def _sentence(text: str) -> str:
     # A point in a number, in a file name or after "al" ends no sentence.
-    return re.split(r"(?<=[.;:])(?<!al\.)\s", text.strip(), maxsplit=1)[0].rstrip(";:.").replace("|", "\\|")
+    return re.split(r"(?<=[.;])(?<!al\.)\s", text.strip(), maxsplit=1)[0].rstrip(";.").replace("|", "\\|")
