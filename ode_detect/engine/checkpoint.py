@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,8 @@ class Checkpointer(DetectionCheckpointer):
         model: the model.
         save_dir: the run folder; "" saves nothing.
         allow_partial: accept weights that leave tensors new, or do not fit.
+        emptied: stages without their tails (the network is an ablation). What a file has for these tails has no place
+            where a training begins with it, and is left out.
         checkpointables: what else is saved, with ``state_dict()`` and ``load_state_dict()``.
 
     Attributes:
@@ -81,9 +84,18 @@ class Checkpointer(DetectionCheckpointer):
         notes: what else is written into each file, for whoever uses the weights.
     """
 
-    def __init__(self, model: nn.Module, save_dir: str = "", *, allow_partial: bool = False, **checkpointables: Any):
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        allow_partial: bool = False,
+        emptied: Iterable[str] = (),
+        **checkpointables: Any,
+    ):
         super().__init__(model, save_dir, **checkpointables)
         self.allow_partial = allow_partial
+        self._emptied = tuple(emptied)
         self.coverage: Coverage
         self.notes: dict[str, Any] = {}
 
@@ -238,6 +250,7 @@ class Checkpointer(DetectionCheckpointer):
         bottom = (
             "backbone.bottom_up." if any(n.startswith("backbone.bottom_up.") for n in coverage.sizes) else "backbone."
         )
+        emptied = () if whole else self._emptied
         # The res5 that a C4 head holds comes with the backbone's weights.
         head = [
             n for n in coverage.sizes if not n.startswith("backbone.") and ".res5." not in n and not self._may_lack(n)
@@ -246,7 +259,9 @@ class Checkpointer(DetectionCheckpointer):
         missing = [
             n for n in coverage.missing if not self._may_lack(n) and (whole or n.startswith(bottom) or ".res5." in n)
         ]
-        dropped = [n for n in coverage.unused if re.search(r"\bres[2-5]\.\d+\.", n)]
+        dropped = [
+            n for n in coverage.unused if (m := re.search(r"\b(res[2-5])\.(\d+)\.", n)) and not _in_tail(m, emptied)
+        ]
         if self.allow_partial or not (missing or dropped or coverage.misfits):
             return
         lines = [f"{name}: {theirs} in the file, {ours} here" for name, theirs, ours in coverage.misfits]
@@ -257,6 +272,11 @@ class Checkpointer(DetectionCheckpointer):
             f"{path} does not fit the network in {len(lines)} tensors:\n  {listed}\n"
             "Give the weights that belong to the config, or set MODEL.ALLOW_PARTIAL_WEIGHTS True to go on all the same."
         )
+
+
+def _in_tail(block: re.Match[str], stages: Iterable[str]) -> bool:
+    """Whether a block ("res4", "3") comes after the transition of one of these stages."""
+    return block[1] in stages and block[2] != "0"
 
 
 def _iteration(path: str | Path) -> int | None:

@@ -16,6 +16,7 @@ from ode_detect.ode.names import UnknownNameError, check_name
 from ode_detect.task import ConfigError
 
 from .config_values import check_values
+from .recipes import moved
 from .tasks import TASKS
 
 # The safe loader, that of libyaml where it is installed: it reads ten times as fast.
@@ -103,7 +104,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
     cfg = get_cfg()
     add_ode_config(cfg)
     if not Path(path).is_file():
-        raise ConfigError(f"there is no config file {str(path)!r}; the ones that come with ode_detect are in configs/.")
+        hint = moved(path) or " the ones that come with ode_detect are in configs/."
+        raise ConfigError(f"there is no config file {str(path)!r};{hint}")
     if len(overrides) % 2:
         raise ConfigError(f"keys and values come in pairs, and {overrides[-1]!r} has no value; write KEY VALUE.")
     known = list(_keys(cfg))
@@ -274,7 +276,9 @@ def _add_with_bases(files: list[tuple[Path, dict[str, Any]]], path: Path, outer:
             )
         file = path.parent / base
         if not file.is_file():
-            raise ConfigError(f"{path} builds on {base!r}, which is not there; _BASE_ is relative to the file.")
+            raise ConfigError(
+                f"{path} builds on {base!r}, which is not there;{moved(file) or ' _BASE_ is relative to the file.'}"
+            )
         _add_with_bases(files, file, (*outer, path.resolve()))
     files.append((path, content))
 

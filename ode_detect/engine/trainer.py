@@ -64,6 +64,7 @@ class Trainer(SimpleTrainer):
             model,
             cfg.OUTPUT_DIR,
             allow_partial=cfg.MODEL.ALLOW_PARTIAL_WEIGHTS,
+            emptied=cfg.MODEL.ODE.STAGES if cfg.MODEL.ODE.ROLE == "ablation" else (),
             save_to_disk=comm.is_main_process(),
             trainer=weakref.proxy(self),
         )

@@ -13,20 +13,24 @@ choose what of a table of networks is shown, each part behind a ``|``::
 
 ``columns`` are metrics and costs by their names in the file, and ``role``; ``rows`` are names of networks, with what
 the table calls them; ``protocol`` is the page that has protocol and commands, in the place of a fold that has them.
+
+Other kinds of tables have their own word in the place of ``results``.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from .results import Results
 from .rows import unknown_name
 from .tables import to_markdown
 
-_OPEN = re.compile(r"^<!--\s*results:\s*(?P<marker>.+?)\s*-->\s*$")
-_CLOSE = re.compile(r"^<!--\s*/results\s*-->\s*$")
+_OPEN = re.compile(r"^<!--\s*(?P<kind>\w+):\s*(?P<marker>.+?)\s*-->\s*$")
+_CLOSE = re.compile(r"^<!--\s*/(?P<kind>\w+)\s*-->\s*$")
 _PARTS = ("columns", "rows", "protocol")
 _FENCE = re.compile(r"^\s*(```|~~~)")
 
@@ -35,44 +39,57 @@ class ReadmeError(ValueError):
     """The markers of a Markdown file do not fit together, or name something that is not there."""
 
 
-def fill(text: str, root: str | Path) -> str:
-    """Replace what stands between the markers by the tables of the files that they name.
+# What stands between the markers of a kind: of what they name, and the folder that it is in.
+Table = Callable[[str, Path], str]
+
+
+def fill(text: str, root: str | Path, others: Mapping[str, Table] = MappingProxyType({})) -> str:
+    """Replace what stands between the markers by the tables of what they name.
 
     Filling twice gives the same as filling once. Markers inside a fenced block of code are left alone.
 
     Args:
         text: The Markdown text.
         root: The folder that the paths in the markers start from.
+        others: Kinds of tables other than ``results``, by the word in their markers.
 
     Raises:
         ReadmeError: A marker has no partner, or its path leaves ``root``.
         ResultsError: A file of results is missing or wrong.
     """
+    kinds = {"results": _table, **others}
     filled: list[str] = []
-    opened: tuple[int, str] | None = None
+    opened: tuple[int, str, str] | None = None
     fenced = False
     for number, line in enumerate(text.splitlines(), start=1):
         if opened is None and _FENCE.match(line):
             fenced = not fenced
-        start, end = (None, None) if fenced else (_OPEN.match(line), _CLOSE.match(line))
-        if (start and opened) or (end and not opened):
+        start, end = (None if fenced else _marker(pattern, line, kinds) for pattern in (_OPEN, _CLOSE))
+        if (start and opened) or (end and (not opened or opened[1] != end["kind"])):
+            kind = (start or end)["kind"]  # type: ignore[index]
             other = f"the one of line {opened[0]} is still open" if opened else "none is open"
             raise ReadmeError(
-                f"`<!-- results: FILE -->` and `<!-- /results -->` must alternate; at line {number} {other}. "
+                f"`<!-- {kind}: FILE -->` and `<!-- /{kind} -->` must alternate; at line {number} {other}. "
                 "Add the missing marker."
             )
         if start:
-            opened = (number, start["marker"])
+            opened = (number, start["kind"], start["marker"])
         elif end and opened:
-            filled += ["", *_table(opened[1], Path(root)).splitlines(), ""]
+            filled += ["", *kinds[opened[1]](opened[2], Path(root)).splitlines(), ""]
             opened = None
         if opened is None or start:
             filled.append(line)
     if opened:
         raise ReadmeError(
-            f"`<!-- results: FILE -->` must be closed; the one of line {opened[0]} is not. Add `<!-- /results -->`."
+            f"`<!-- {opened[1]}: FILE -->` must be closed; the one of line {opened[0]} is not. "
+            f"Add `<!-- /{opened[1]} -->`."
         )
     return "\n".join(filled) + ("\n" if text.endswith("\n") else "")
+
+
+def _marker(pattern: re.Pattern[str], line: str, kinds: Mapping[str, Table]) -> re.Match[str] | None:
+    match = pattern.match(line)
+    return match if match and match["kind"] in kinds else None
 
 
 @dataclass(frozen=True)

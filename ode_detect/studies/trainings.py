@@ -29,14 +29,14 @@ State = Literal["finished", "unfinished", "missing"]
 
 @dataclass(frozen=True)
 class Training:
-    """One config with one seed.
+    """One network with one seed.
 
     Attributes:
         name: of the network.
         config_file: its config.
         seed: random seed.
         folder: of its run.
-        overrides: config keys for all, without ``SEED`` and ``OUTPUT_DIR``.
+        overrides: KEY, VALUE, ... over the config, without ``SEED`` and ``OUTPUT_DIR``.
     """
 
     name: str

@@ -41,9 +41,11 @@ class Request:
         configs: the files.
         output: folder of the page.
         command: for the records.
-        seeds: how many, from 0: one number for all configs, or one for each.
-        overrides: key, value, ... for all configs.
-        weights: a checkpoint for each config, instead of runs; () takes the runs.
+        roles: each network is taken in these; () takes it in its own.
+        networks: those of these names in the headers of the configs; () takes each config as it is.
+        seeds: how many, from 0: one number for all networks, or one for each.
+        overrides: key, value, ... for all networks.
+        weights: a checkpoint for each network, instead of runs; () takes the runs.
         train: the command of ``tools/train_net.py``, to train what is missing; () trains nothing.
         evaluate: evaluate the last weights of each run anew instead of taking what the run says.
         turn: evaluate the networks with seed 0 also with half the step and by another method.
@@ -54,6 +56,8 @@ class Request:
     configs: tuple[str, ...]
     output: Path
     command: str
+    roles: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (1,)
     overrides: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
@@ -98,7 +102,7 @@ def compare(request: Request) -> tuple[Results, list[Path]]:
         CheckpointError: weights that do not fit.
         DatasetError: test data that is not there.
     """
-    trainings = plan(request.configs, request.seeds, request.overrides)
+    trainings = plan(request.configs, request.seeds, request.overrides, roles=request.roles, networks=request.networks)
     _check_request(request, trainings)
     if not request.weights:
         check_runs(trainings, training=bool(request.train))
@@ -109,7 +113,9 @@ def compare(request: Request) -> tuple[Results, list[Path]]:
 
 
 def _compare(request: Request, trainings: Sequence[Training]) -> tuple[Results, list[Path]]:
-    scored = [_scored(request, training) for training in trainings]
+    names = list(dict.fromkeys(one.name for one in trainings))
+    given = dict(zip(names, request.weights, strict=True)) if request.weights else {}
+    scored = [_scored(request, training, given.get(training.name, "")) for training in trainings]
     loaded = [_loaded(request, one) for one in scored if one.training.seed == 0]
     twins, ablations = opponents(loaded)
     steps, costs, reasons = _costs(loaded)
@@ -168,30 +174,31 @@ def _check_request(request: Request, trainings: Sequence[Training]) -> None:
                 "overwritten. Give another --output, or delete that folder."
             )
     if request.weights and (request.train or request.evaluate or max(request.seeds) > 1):
-        raise ConfigError("--weights takes one checkpoint for each config, and --train, --evaluate and --seeds make no "
+        raise ConfigError("--weights takes one checkpoint for each network, and --train, --evaluate and --seeds make no "
                           "sense with it; leave them out.")  # fmt: skip
-    if request.weights and len(request.weights) != len(request.configs):
+    names = dict.fromkeys(one.name for one in trainings)
+    if request.weights and len(request.weights) != len(names):
         raise ConfigError(
-            f"--weights takes one checkpoint for each config, in their order; there are {len(request.weights)} for "
-            f"{len(request.configs)} configs."
+            f"--weights takes one checkpoint for each network, in their order, and there are {len(request.weights)} for "
+            f"{len(names)}. Give one for each of {', '.join(names)}."
         )
 
 
-def _scored(request: Request, training: Training) -> Scored:
-    """The numbers of one training: what its run says, or evaluated here."""
+def _scored(request: Request, training: Training, weights: str) -> Scored:
+    """The numbers of one training: what its run says, or evaluated here; with weights, those of these."""
     cfg = training.config()
     cfg.DATASETS.TEST = cfg.DATASETS.TEST[:1]
     test = cfg.DATASETS.TEST[0]
-    if not (request.weights or request.evaluate):
+    if not (weights or request.evaluate):
         results = Results.read(training.folder)
         row = _row_of(results, test, training)
         return Scored(training, cfg, results, row, training.folder / "inference" / test)
     folder = request.output / "evaluations" / f"{training.name}_seed_{training.seed}"
-    if request.weights:
-        cfg.MODEL.WEIGHTS = request.weights[request.configs.index(training.config_file)]
+    if weights:
+        cfg.MODEL.WEIGHTS = weights
         cfg.OUTPUT_DIR = str(folder)  # without checkpoints, which would be taken instead of these weights
     run = open_run(
-        cfg,
+        cfg if weights else _after_training(cfg),
         command=request.command,
         config_file=training.config_file,
         resume=False,
@@ -207,7 +214,15 @@ def _scored(request: Request, training: Training) -> Scored:
         how = [trained.protocol.partition("; ")[0], f"tested on {test} with the last weights, evaluated anew"]
         protocol = "; ".join([*how, results.protocol.partition("; ")[2]])
         results = replace(trained, protocol=protocol, rows=(row,))
-    return Scored(training, run.cfg, results, row, folder / "inference" / test)
+    return Scored(training, cfg, results, row, folder / "inference" / test)
+
+
+def _after_training(cfg: CfgNode) -> CfgNode:
+    """The config without the weights that the training began with, so that the last ones of its run are taken."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = ""
+    return cfg
 
 
 def _row_of(results: Results, test: str, training: Training) -> Row:
@@ -218,10 +233,8 @@ def _row_of(results: Results, test: str, training: Training) -> Row:
 
 def _loaded(request: Request, one: Scored) -> Loaded:
     """The network of a training with its last weights."""
-    cfg = one.cfg.clone()
-    cfg.defrost()
     run = open_run(
-        cfg,
+        one.cfg.clone() if request.weights else _after_training(one.cfg),
         command=request.command,
         config_file=one.training.config_file,
         resume=False,
@@ -385,7 +398,7 @@ def _page(
         figures.dial_section(found, request.dials, task, folder),
         figures.examples_section(loaded, folder),
     )
-    keys = differing_keys({n.name: n.run.cfg for n in loaded})
+    keys = differing_keys({one.row.name: one.cfg for one in scored if one.training.seed == 0})
     test = loaded[0].run.cfg.DATASETS.TEST[0]
     most = max(request.seeds)
     counts = " to ".join(map(str, sorted({min(request.seeds), most})))
@@ -421,7 +434,7 @@ def _warnings(
     if "ode" in roles and missing:
         yield (
             f"Not measured here: {' and '.join(f'the {role}' for role in missing)}. Without twin and ablation nobody "
-            f"can tell what the flows do; a config with MODEL.ODE.ROLE {missing[0]} makes the {missing[0]}."
+            f"can tell what the flows do; --roles ode twin ablation compares a config with both."
         )
     machines = dict.fromkeys(_machine(one.results.machine) for one in scored)
     if len(machines) > 1:

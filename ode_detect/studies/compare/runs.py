@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,106 +10,104 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from ode_detect.engine.config import flat, load_config
+from ode_detect.engine.recipes import Recipe
 from ode_detect.engine.records import HARMLESS
 from ode_detect.studies.trainings import Training, plain
 from ode_detect.task import ConfigError
 
+from .choice import choose
+
 logger = logging.getLogger("ode_detect.engine")
 
 
-def plan(configs: Sequence[str], seeds: Sequence[int], overrides: Sequence[str]) -> list[Training]:
+def plan(
+    configs: Sequence[str],
+    seeds: Sequence[int],
+    overrides: Sequence[str],
+    *,
+    roles: Sequence[str] = (),
+    networks: Sequence[str] = (),
+) -> list[Training]:
     """All trainings of a comparison, seed by seed, so that a stop leaves about as many of each network.
 
-    The run of seed s is in ``OUTPUT_DIR/seed_s`` of its config. ``OUTPUT_DIR`` in the overrides is a folder for all:
-    there it is in ``OUTPUT_DIR/NAME/seed_s``.
+    The run of seed s is in ``OUTPUT_DIR/seed_s`` of its config; that of a network in another role is in
+    ``OUTPUT_DIR_ROLE/seed_s``, and of one that a header names in a folder of its name beside ``OUTPUT_DIR``.
+    ``OUTPUT_DIR`` in the overrides is a folder for all: there it is in ``OUTPUT_DIR/NAME/seed_s``.
 
     Args:
         configs: the files.
-        seeds: how many, from 0: one number for all configs, or one for each.
-        overrides: key, value, ... for all configs.
+        seeds: how many, from 0: one number for all networks, or one for each.
+        overrides: key, value, ... for all networks.
+        roles: see `choose`.
+        networks: see `choose`.
 
     Raises:
-        ConfigError: fewer than two configs, or numbers of seeds that are not theirs, or configs that cannot be
-            compared; see `check_comparable`.
+        ConfigError: numbers of seeds that are not theirs, or networks that cannot be compared; see `choose` and
+            `check_comparable`.
+        UnknownNameError: no role, or no network of these configs.
     """
-    if len(configs) < 2:
+    recipes = choose(configs, roles, networks, overrides)
+    if len(seeds) not in (1, len(recipes)) or any(count < 1 for count in seeds):
         raise ConfigError(
-            f"a comparison needs two configs or more, and {len(configs)} was given. Give the twin too "
-            "(a config with MODEL.ODE.ROLE twin)."
+            f"a comparison needs one seed or more of each network, and got {' '.join(map(str, seeds))}; give --seeds 3, "
+            f"for example, or {len(recipes)} numbers, one for each of {', '.join(one.name for one in recipes)}."
         )
-    if len(seeds) not in (1, len(configs)) or any(count < 1 for count in seeds):
-        raise ConfigError(
-            f"a comparison needs one seed or more of each config, and got {' '.join(map(str, seeds))}; give --seeds 3, "
-            f"for example, or {len(configs)} numbers, one for each config."
-        )
-    counts = [*seeds] if len(seeds) > 1 else [*seeds] * len(configs)
+    counts = [*seeds] if len(seeds) > 1 else [*seeds] * len(recipes)
     if "SEED" in overrides[::2]:
         raise ConfigError("the seeds of a comparison are 0, 1, ..., and SEED was given; say how many by --seeds.")
-    for path in configs:
-        load_config(path, overrides)  # says what is wrong with them
     pairs = list(zip(overrides[::2], overrides[1::2], strict=True))
     shared = dict(pairs).get("OUTPUT_DIR")
     others = tuple(word for pair in pairs if pair[0] != "OUTPUT_DIR" for word in pair)
-    loaded = {str(path): load_config(path, others) for path in configs}
-    check_comparable(configs, loaded, own_folders=shared is None)
-    names = network_names(configs)
+    loaded = [load_config(one.file, [*one.keys, *others]) for one in recipes]
+    folders = [
+        Path(shared) / one.name if shared else Path(one.folder(cfg.OUTPUT_DIR))
+        for one, cfg in zip(recipes, loaded, strict=True)
+    ]
+    check_comparable(recipes, loaded, folders)
     return [
         Training(
-            name=name,
-            config_file=str(path),
+            name=one.name,
+            config_file=one.file,
             seed=seed,
-            folder=(Path(shared) / name if shared else Path(loaded[str(path)].OUTPUT_DIR)) / f"seed_{seed}",
-            overrides=others,
+            folder=folder / f"seed_{seed}",
+            overrides=(*one.keys, *others),
         )
         for seed in range(max(counts))
-        for name, path, count in zip(names, configs, counts, strict=True)
+        for one, folder, count in zip(recipes, folders, counts, strict=True)
         if seed < count
     ]
 
 
-def network_names(configs: Sequence[str]) -> list[str]:
-    """A name for each config: that of its file, with as many folders before it as it takes to tell them apart."""
-    parts = [Path(path).with_suffix("").parts for path in configs]
-    for count in range(1, max(map(len, parts)) + 1):
-        names = ["_".join(p[-count:]).strip("/") for p in parts]
-        if len(set(names)) == len(names):
-            return names
-    return names
-
-
-def check_comparable(configs: Sequence[str], loaded: dict[str, CfgNode], *, own_folders: bool = True) -> None:
+def check_comparable(recipes: Sequence[Recipe], loaded: Sequence[CfgNode], folders: Sequence[Path]) -> None:
     """Refuse what cannot stand in one table.
 
     Args:
-        configs: the files as given.
-        loaded: what they say, by file.
-        own_folders: each has its runs in its own ``OUTPUT_DIR``.
+        recipes: the networks.
+        loaded: what their configs say.
+        folders: of their runs.
 
     Raises:
-        ConfigError: a config given twice, two of one output folder, or of different tasks or test sets.
+        ConfigError: two networks of one folder, or of different tasks or test sets.
     """
-    for same, count in Counter(Path(path).resolve() for path in configs).items():
-        if count > 1:
-            raise ConfigError(f"each config is compared once, and {same} was given {count} times; leave it out once.")
-    first = str(configs[0])
-    for path in map(str, configs[1:]):
+    names = [one.name if one.keys else one.file for one in recipes]
+    for name, cfg in zip(names[1:], loaded[1:], strict=True):
         for what, mine, other in (
-            ("TASK", loaded[first].TASK, loaded[path].TASK),
-            ("DATASETS.TEST", list(loaded[first].DATASETS.TEST), list(loaded[path].DATASETS.TEST)),
-            ("the test set in DATASETS.CUSTOM", _tested(loaded[first]), _tested(loaded[path])),
+            ("TASK", loaded[0].TASK, cfg.TASK),
+            ("DATASETS.TEST", list(loaded[0].DATASETS.TEST), list(cfg.DATASETS.TEST)),
+            ("the test set in DATASETS.CUSTOM", _tested(loaded[0]), _tested(cfg)),
         ):
             if mine != other:
                 raise ConfigError(
-                    f"only networks of one task on one test set can be compared; {what} is {mine} in {first} and "
-                    f"{other} in {path}. Compare them apart, or give one test set for all: DATASETS.TEST \"('NAME',)\"."
+                    f"only networks of one task on one test set can be compared; {what} is {mine} in {names[0]} and "
+                    f"{other} in {name}. Compare them apart, or give one test set for all: DATASETS.TEST \"('NAME',)\"."
                 )
-    folders: dict[Path, str] = {}
-    for path, cfg in loaded.items() if own_folders else ():
-        earlier = folders.setdefault(Path(cfg.OUTPUT_DIR).resolve(), path)
-        if earlier != path:
+    taken: dict[Path, str] = {}
+    for name, folder in zip(names, folders, strict=True):
+        earlier = taken.setdefault(folder.resolve(), name)
+        if earlier != name:
             raise ConfigError(
-                f"each config has a folder of its own, and OUTPUT_DIR is {cfg.OUTPUT_DIR} in {earlier} and in {path}. "
-                "Change one of them, or give a folder for all: OUTPUT_DIR output/NAME."
+                f"each network has a folder of its own, and that of {earlier} and of {name} is {folder}. Change the "
+                "OUTPUT_DIR of one of them, or give a folder for all: OUTPUT_DIR output/NAME."
             )
 
 

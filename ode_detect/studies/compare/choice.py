@@ -1,0 +1,126 @@
+"""Which networks are compared: those of config files, in several roles, or by the names that a header gives them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ode_detect.backbones.build import ROLES
+from ode_detect.engine.build import build_network
+from ode_detect.engine.config import load_config
+from ode_detect.engine.recipes import Recipe, in_role, read_recipes
+from ode_detect.ode import ODEBlock
+from ode_detect.ode.names import check_name
+from ode_detect.task import ConfigError
+
+
+def choose(
+    configs: Sequence[str], roles: Sequence[str] = (), networks: Sequence[str] = (), overrides: Sequence[str] = ()
+) -> list[Recipe]:
+    """The networks to compare, in the order of the configs or of ``networks``, each in all roles.
+
+    Args:
+        configs: the files.
+        roles: each network is taken in these; () takes it in its own.
+        networks: names of networks in the headers of the configs; () takes each config as it is.
+        overrides: key, value, ... for all.
+
+    Raises:
+        ConfigError: fewer than two networks, one that comes twice, or roles of a network without flows.
+        UnknownNameError: no role, or no network of these configs.
+    """
+    _refuse_twice("config", map(str, configs), [Path(path).resolve() for path in configs])
+    for path in configs:
+        load_config(path, overrides)  # says what is wrong with them
+    picked = _by_name(configs, networks) if networks else [_own(path) for path in configs]
+    if roles:
+        _check_roles(roles, overrides)
+        for recipe in picked:
+            _check_flows(recipe, overrides)
+        own_roles = {path: load_config(path).MODEL.ODE.ROLE for path in map(str, configs)}
+        picked = [in_role(recipe, role, own_roles[recipe.file]) for recipe in picked for role in roles]
+    _refuse_twice(
+        "network", [recipe.name for recipe in picked], [(r.file, *sorted(r.settings().items())) for r in picked]
+    )
+    if len(picked) < 2:
+        raise ConfigError(
+            f"a comparison needs two configs or more, or one in two roles, and {len(picked)} was given. Give the twin "
+            "too: --roles ode twin ablation, or a config with MODEL.ODE.ROLE twin."
+        )
+    return _told_apart(picked)
+
+
+def _own(path: str) -> Recipe:
+    return next(iter(_recipes(path).values()))
+
+
+def _by_name(configs: Sequence[str], networks: Sequence[str]) -> list[Recipe]:
+    """The networks of these names, each of the one config that has it."""
+    known = {path: _recipes(path) for path in map(str, configs)}
+    having = {name: [path for path in known if name in known[path]] for path in known for name in known[path]}
+    for name in networks:
+        check_name(name, having, "network")
+        if len(having[name]) > 1:
+            raise ConfigError(
+                f"a network is named by one config, and {name!r} by {' and '.join(having[name])}; leave one of them out."
+            )
+    used = {having[name][0] for name in networks}
+    for path in known:
+        if path not in used:
+            raise ConfigError(
+                f"each config gives a network or more, and none of {', '.join(networks)} is one of {path}; leave it "
+                f"out, or name one of its own: {', '.join(known[path])}."
+            )
+    return [known[having[name][0]][name] for name in networks]
+
+
+def _recipes(path: str) -> dict[str, Recipe]:
+    try:
+        return read_recipes(path)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _check_roles(roles: Sequence[str], overrides: Sequence[str]) -> None:
+    for role in roles:
+        check_name(role, ROLES, "role")
+    _refuse_twice("role", roles, list(roles))
+    if "MODEL.ODE.ROLE" in overrides[::2]:
+        raise ConfigError("--roles sets MODEL.ODE.ROLE, and it is among the config keys too; leave out one of the two.")
+
+
+def _check_flows(recipe: Recipe, overrides: Sequence[str]) -> None:
+    """Refuse roles of a network in which nothing depends on them."""
+    cfg = load_config(recipe.file, [*recipe.keys, *overrides, "MODEL.ODE.ROLE", "ode"])
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        model = build_network(cfg)
+    if not any(isinstance(module, ODEBlock) for module in model.modules()):
+        raise ConfigError(
+            f"a role says what stands in the place of flows, and {recipe.name} of {recipe.file} has none "
+            f"(MODEL.BACKBONE.NAME is {cfg.MODEL.BACKBONE.NAME}). Give it by --configs, without --roles, beside others."
+        )
+
+
+def _refuse_twice(what: str, names: Iterable[str], values: Sequence[object]) -> None:
+    counts = Counter(values)
+    for name, value in zip(names, values, strict=True):
+        if counts[value] > 1:
+            raise ConfigError(
+                f"each {what} is compared once, and {name} was given {counts[value]} times; leave it out once."
+            )
+
+
+def _told_apart(recipes: Sequence[Recipe]) -> list[Recipe]:
+    """With as many folders before each name as it takes to tell the networks apart."""
+    parts = [(*Path(recipe.file).parent.parts, recipe.name) for recipe in recipes]
+    names: list[str] = []
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["_".join(p[-count:]).strip("/") for p in parts]
+        if len(set(names)) == len(names):
+            break
+    return [replace(recipe, name=name) for recipe, name in zip(recipes, names, strict=True)]
