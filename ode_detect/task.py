@@ -215,7 +215,7 @@ class Task(ABC):
 
     @abstractmethod
     def examples(self, cfg: CfgNode, model: nn.Module, name: str, count: int) -> Examples:
-        """Pictures from all over a data set, drawn one by one to be laid beside those of other networks."""
+        """Pictures from all over a data set, drawn one by one, to be compared with those of other networks."""
 
     # Use
 

@@ -195,7 +195,7 @@ def plot_reliability(scores: ClassificationScores, path: str | Path) -> None:
     style_axes(lower, "", "Pictures")
     upper.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="")
     lower.bar(left[filled], counts[filled], color="#BBBBBB", **bars)
-    # Most pictures lie in the last bin: the others would vanish beside it.
+    # Most pictures lie in the last bin: the others would be invisible next to it.
     lower.set_yscale("log")
     lower.yaxis.set(major_formatter="{x:g}", minor_formatter=NullFormatter())
     lower.set_ylim(0.7, max(2 * counts.max(initial=1), 10))

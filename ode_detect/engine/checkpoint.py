@@ -1,4 +1,4 @@
-"""Checkpoints: pretrained ResNets into ODE networks, what was loaded told, a bad fit refused."""
+"""Checkpoints: pretrained ResNets into ODE networks, with a report of what was loaded; a bad fit is refused."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class Checkpointer(DetectionCheckpointer):
         if not Path(path).is_file():
             raise CheckpointError(
                 f"the run goes on from {path}, which is not there. Write the name of another checkpoint in that folder "
-                "into its file last_checkpoint, or begin anew in another OUTPUT_DIR."
+                "into its file last_checkpoint, or begin again in another OUTPUT_DIR."
             )
         if _iteration(path) is None:
             say_unreadable(Path(path), "it is cut short or damaged")

@@ -1,4 +1,4 @@
-"""Config keys of ours beside Detectron2's, and loading a config with messages that help."""
+"""Config keys that Detectron2 does not have, and loading a config with messages that help."""
 
 from __future__ import annotations
 

@@ -274,12 +274,12 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
         text.set_parse_math(False)
-    with letters_told():
+    with letters_apart():
         figure.savefig(path, facecolor="white")
 
 
 @contextmanager
-def letters_told() -> Iterator[None]:
+def letters_apart() -> Iterator[None]:
     """Log once that the font lacks letters of a name, where matplotlib warns of each one."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.filterwarnings("always", message=_NO_GLYPH)

@@ -196,5 +196,5 @@ def test_letters_that_the_font_lacks_are_told_once(tmp_path: Path, said: pytest.
     for name in ("a.png", "b.png"):
         plot_panels([Panel("红细胞", "白细胞", {"红": [(0.0, 1.0), (1.0, 2.0)]})], "x", tmp_path / name)
     assert said.text.count("the font of the plots lacks letters") == 1
-    with pytest.warns(DeprecationWarning, match="other"), plots.letters_told():
+    with pytest.warns(DeprecationWarning, match="other"), plots.letters_apart():
         warnings.warn("other", DeprecationWarning, stacklevel=1)
