@@ -43,6 +43,8 @@ class Classifier(nn.Module):
 
     pixel_mean: Tensor
     pixel_std: Tensor
+    # How the names of tensors begin that say nothing before `Task.after_training`: a checkpoint may lack them.
+    optional_tensors = ("familiarity.",)
 
     @configurable
     def __init__(

@@ -229,14 +229,23 @@ class Checkpointer(DetectionCheckpointer):
         self.coverage = Coverage(sizes, loaded, tuple(incompatible.unexpected_keys), misfits)
         return None
 
+    def _may_lack(self, name: str) -> bool:
+        """Whether a file may leave a tensor out: it has a value without it, or the network says that it may."""
+        optional: tuple[str, ...] = getattr(self.model, "optional_tensors", ())
+        return name in ("pixel_mean", "pixel_std") or name.startswith(optional)
+
     def _refuse_bad_fit(self, path: str, coverage: Coverage, whole: bool) -> None:
         bottom = (
             "backbone.bottom_up." if any(n.startswith("backbone.bottom_up.") for n in coverage.sizes) else "backbone."
         )
         # The res5 that a C4 head holds comes with the backbone's weights.
-        head = [n for n in coverage.sizes if not n.startswith("backbone.") and ".res5." not in n and not _is_extra(n)]
+        head = [
+            n for n in coverage.sizes if not n.startswith("backbone.") and ".res5." not in n and not self._may_lack(n)
+        ]
         whole = whole or not coverage.loaded.isdisjoint(head)
-        missing = [n for n in coverage.missing if not _is_extra(n) and (whole or n.startswith(bottom) or ".res5." in n)]
+        missing = [
+            n for n in coverage.missing if not self._may_lack(n) and (whole or n.startswith(bottom) or ".res5." in n)
+        ]
         dropped = [n for n in coverage.unused if re.search(r"\bres[2-5]\.\d+\.", n)]
         if self.allow_partial or not (missing or dropped or coverage.misfits):
             return
@@ -297,8 +306,3 @@ def _is_counter(name: str) -> bool:
 def _part(name: str) -> str:
     words = name.split(".")
     return ".".join(words[:3] if words[:2] == ["backbone", "bottom_up"] else words[:2]) if len(words) > 1 else "input"
-
-
-def _is_extra(name: str) -> bool:
-    """Whether a file may leave a tensor out: it has a value without it, or says nothing until it is fitted."""
-    return name in ("pixel_mean", "pixel_std") or name.startswith("familiarity.")

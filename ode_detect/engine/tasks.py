@@ -9,11 +9,21 @@ from ode_detect.detection.task import DETECTION
 from ode_detect.ode.names import check_name
 from ode_detect.task import Task
 
-TASKS = {task.name: task for task in (DETECTION, CLASSIFICATION)}
+TASKS: dict[str, Task] = {task.name: task for task in (DETECTION, CLASSIFICATION)}
+
+
+def register_task(task: Task) -> None:
+    """Make a task known, so that configs can name it, trainer and tools run it, and its keys are config keys.
+
+    Raises:
+        ValueError: there is one of its name.
+    """
+    if TASKS.setdefault(task.name, task) is not task:
+        raise ValueError(f"a task has a name of its own, and there is one called {task.name!r} already; rename it.")
 
 
 def get_task(cfg: CfgNode) -> Task:
-    """The task that the config names, with its data sets registered.
+    """The task that a config names, with its data sets registered.
 
     Raises:
         ConfigError: the config asks for what the task cannot build.

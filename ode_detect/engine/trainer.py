@@ -53,7 +53,7 @@ class Trainer(SimpleTrainer):
             optimizer = build_optimizer(cfg, model)
             self.scheduler = build_scheduler(cfg, optimizer)
             self._second = make_second_pass(cfg, model)
-            handed_out = HandedOut(model, decay=cfg.SOLVER.EMA_DECAY, finish=partial(task.finish, cfg))
+            handed_out = HandedOut(model, decay=cfg.SOLVER.EMA_DECAY, finish=partial(task.after_training, cfg))
         self._cfg, self._task = cfg, task
         # A second backward pass would come after the gradients of the first have been averaged.
         parallel = model if self._second else data_parallel(cfg, model)

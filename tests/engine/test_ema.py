@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +211,9 @@ def test_a_run_stopped_and_resumed_is_the_uninterrupted_run(
     assert [same(a, b) for a, b in zip(averaged[1], evaluated, strict=True)] == [True, True]
 
 
-def test_the_task_finishes_what_is_written_and_not_again(squares_run: Overrides) -> None:
+def test_the_task_completes_what_is_written_and_not_again(
+    squares_run: Overrides, monkeypatch: pytest.MonkeyPatch
+) -> None:
     overrides = squares_run("finished", "SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0")
     run = open_run(overrides)
     calls: list[bool] = []
@@ -222,7 +223,7 @@ def test_the_task_finishes_what_is_written_and_not_again(squares_run: Overrides)
         calls.append(model.training)
         model.pixel_mean.fill_(77.0)
 
-    run = replace(run, task=replace(run.task, finish=finish))
+    monkeypatch.setattr(run.task, "after_training", finish)
     evaluated: list[float] = []
 
     def evaluate(model: Any) -> dict[str, Any]:

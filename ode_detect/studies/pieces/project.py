@@ -125,7 +125,7 @@ def project(cfg: CfgNode, wanted: Projection, *, command: str, config_file: str,
                     logger.info("projected on %d pieces:\n%s", count, report)
                 else:
                     _distil(run, fewer, model, batches, wanted.iterations)
-            run.task.learn_anew(run.cfg, fewer)
+            run.task.renew(run.cfg, fewer)
             own = asked.clone()
             own.MODEL.ODE.NUM_PIECES, own.MODEL.ODE.STEPS, own.MODEL.ODE.DURATION = count, steps, int(duration)
             _write_network(fewer, own, folder / name, run)
