@@ -82,7 +82,8 @@ def test_the_table_of_configs_is_made_from_their_headers(hooks: ModuleType, tmp_
     (tmp_path / "configs" / "base" / "hidden.yaml").write_text("# Not to be run.\n")
     config = tmp_path / "configs" / "one.yaml"
     config.write_text(
-        "# A network of 1.5 M parameters (Dupont et al. 2019),\n# small. More.\n#\n# Claim: AP50 of 0.3 | more; fast.\nTASK: x\n"
+        "# A network of 1.5 M parameters (Dupont et al. 2019),\n# small. More.\n#\n"
+        "# Claim: AP50 of 0.3 | more; fast.\nTASK: x\n"
     )
     table = hooks.configs(tmp_path)
     assert table.splitlines()[2:] == [
