@@ -285,8 +285,8 @@ def _check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
             ]
             raise DatasetError(
                 f"training and test data have the same classes; compared with {first}, {name} {' and '.join(wrong)}. "
-                "Rename, add or delete folders until both have the same; in test data, that of a class without a picture is "
-                "empty."
+                "Rename, add or delete folders until both have the same; in test data, that of a class without a "
+                "picture is empty."
             )
         if found != classes[first]:
             raise DatasetError(
