@@ -100,8 +100,10 @@ def _header(file: Path) -> tuple[str, str] | None:
 
 
 def _sentence(text: str) -> str:
-    # A point in a number, a file name or "et al." ends no sentence.
-    return re.split(r"(?<=[.;:])(?<!\bal\.)\s", text.strip(), maxsplit=1)[0].rstrip(";:.").replace("|", "\\|")
+    # A point in a number, a file name or "et al." ends no sentence, and neither does a mark in parentheses.
+    return (
+        re.split(r"(?<=[.;:])(?<!\bal\.)\s(?![^()]*\))", text.strip(), maxsplit=1)[0].rstrip(";:.").replace("|", "\\|")
+    )
 
 
 def _root(config: MkDocsConfig) -> Path:
