@@ -11,6 +11,8 @@ import warnings
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from ode_detect.threads import set_waiting
+
 # The order in which `ode_detect.engine.train.fill` looks for weights.
 WEIGHTS_HELP = "a checkpoint; otherwise MODEL.WEIGHTS if overridden, else the run in OUTPUT_DIR, else MODEL.WEIGHTS"
 # What the words of a flag are, for `parse_anywhere`.
@@ -21,13 +23,14 @@ def run_tool(main: Callable[[list[str]], None], arguments: list[str]) -> int:
     """Run a tool.
 
     Args:
-        main: the tool; it imports Detectron2 itself, not the module that it stands in.
+        main: the tool; it imports torch and Detectron2 itself, not the module that it stands in.
         arguments: its command line.
 
     Returns:
         Exit code: 0 done, 2 a mistake that the message explains, 130 stopped by the user; a tool that can go on says so
         in the `KeyboardInterrupt` that it raises.
     """
+    set_waiting()  # before the first import of torch
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files may hold bytes that are no UTF-8
             stream.reconfigure(errors="backslashreplace")

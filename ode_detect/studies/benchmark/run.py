@@ -17,13 +17,14 @@ from ode_detect.studies.process_memory import keep_freed_memory
 from ode_detect.studies.timing import MAX_ROUNDS, MIN_ROUNDS, Case, measure
 from ode_detect.task import ConfigError
 
-from . import classification, conversion, detector, export, flow, gradients
+from . import classification, conversion, detector, export, flow, gradients, threads
 
 SECONDS = 8.0
 PROTOCOL = (
-    "one process; the sides of a case take turns: two rounds of warm-up, then as many rounds as fit into its time, "
-    f"{MIN_ROUNDS} to {MAX_ROUNDS} (the number is in the file), without garbage collection; the C library keeps freed "
-    "memory; random weights; float32 unless said; wall times are medians and mean little on another machine or day"
+    "one process, in threads one for each way to wait; the sides of a case take turns: two rounds of warm-up, then "
+    f"as many rounds as fit into its time, {MIN_ROUNDS} to {MAX_ROUNDS} (the number is in the file), without garbage "
+    "collection; the C library keeps freed memory; random weights; float32 unless said; wall times are medians and "
+    "mean little on another machine or day"
 )
 
 
@@ -62,6 +63,7 @@ SECTIONS: dict[str, Section] = {
     "dial": Section("time of the R-101 backbone by the steps of res4", detector.dial_cases),
     "classification": Section("training of classifiers by our trainer against a plain loop", classification.cases),
     "export": Section("a classifier with flows in onnxruntime against PyTorch", export.cases, export.REQUIRED),
+    "threads": Section("training steps, by how threads wait, alone and with a busy process", threads.cases),
 }
 
 
