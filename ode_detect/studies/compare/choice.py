@@ -43,7 +43,8 @@ def choose(
             _check_flows(recipe, overrides)
         own_roles = {path: load_config(path).MODEL.ODE.ROLE for path in map(str, configs)}
         picked = [in_role(recipe, role, own_roles[recipe.file]) for recipe in picked for role in roles]
-    _refuse_twice("network", [recipe.name for recipe in picked], [(r.file, *sorted(r.settings().items())) for r in picked])
+    made_by = [(one.file, *sorted(one.settings().items())) for one in picked]
+    _refuse_twice("network", [one.name for one in picked], made_by)
     if len(picked) < 2:
         raise ConfigError(
             f"a comparison needs two configs or more, or one in two roles, and {len(picked)} was given. Give the twin "
@@ -64,7 +65,7 @@ def _by_name(configs: Sequence[str], networks: Sequence[str]) -> list[Recipe]:
         check_name(name, having, "network")
         if len(having[name]) > 1:
             raise ConfigError(
-                f"a network is named by one config, and {name!r} by {' and '.join(having[name])}; leave one of them out."
+                f"a network is named by one config, and {name!r} by {' and '.join(having[name])}; leave one out."
             )
     used = {having[name][0] for name in networks}
     for path in known:
