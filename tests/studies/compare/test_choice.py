@@ -125,5 +125,8 @@ def test_a_network_without_flows_has_no_roles(tmp_path: Path) -> None:
         choose([MLP], ["ode", "twin"])
     with pytest.raises(ConfigError, match=r"place of flows, and mine of .* has none"):
         choose([config(tmp_path, "mine", "MODEL: {ODE: {STAGES: []}}")], ["ode", "twin"])
+    # Among others it is taken once, as it is.
+    names = [one.name for one in choose([MNIST, MLP], ["ode", "twin"])]
+    assert names == ["mnist_odenet", "mnist_resnet", "mnist_mlp"]
     # One that is a twin has flows in the role of an ODE network.
     assert len(choose([config(tmp_path, "twin", "MODEL: {ODE: {ROLE: twin}}")], ["ode", "twin"])) == 2

@@ -4,15 +4,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from ode_detect.engine.config import load_config
-from ode_detect.engine.run import open_run
+from ode_detect.engine.run import Run, open_run
 from ode_detect.engine.train import evaluate, load_network, train
 from ode_detect.ode import Adaptive, FixedStep
 from ode_detect.ode.flows import flows_of
 from ode_detect.report.results import Results
+from ode_detect.studies.compare import compare as comparison
 from ode_detect.studies.compare.compare import Request, compare
 from ode_detect.studies.compare.measure import Loaded
+from ode_detect.studies.compare.runs import plan
 from ode_detect.studies.compare.turned import finer, other, turned
 
 from ...conftest import ROOT, overrides_for_shapes
@@ -100,3 +103,25 @@ def test_a_comparison_holds_what_was_turned(shapes: Path, networks: Path, tmp_pa
     assert {"top1_half_step", "top1_other_method"} <= ode.metrics.keys()
     assert "top1_half_step" not in ablation.metrics
     assert "networks with seed 0, twice the steps" in results.protocol
+
+
+def test_runs_that_began_with_weights_are_compared_with_their_last_ones(
+    shapes: Path, networks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = ["MODEL.WEIGHTS", str(networks / NAMES["ode"] / "seed_0" / "model_final.pth"), "SOLVER.MAX_ITER", "4"]
+    overrides = (*words(shapes, tmp_path / "runs")[:-2], *begin)
+    trainings = plan([CONFIG], [1], overrides, roles=list(NAMES))
+    for one in trainings:
+        run = open_run(one.config(), command="train", config_file=CONFIG, resume=False)
+        train(run, resume=False)
+    files = []
+
+    def noted(run: Run, weights: str = "") -> tuple[nn.Module, str]:
+        model, file = load_network(run, weights)
+        files.append(file)
+        return model, file
+
+    monkeypatch.setattr(comparison, "load_network", noted)
+    request = Request((CONFIG,), tmp_path / "page", "compare", roles=tuple(NAMES), overrides=overrides, seconds=0.1)
+    compare(request)
+    assert files == [str(one.folder / "model_final.pth") for one in trainings]
