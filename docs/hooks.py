@@ -1,5 +1,8 @@
 """What MkDocs cannot do by itself: tables from results/, the config keys from the code, pictures outside docs/.
 
+A page shows a picture of results/ as ``![...](../results/NAME)``, as it lies in the repository; in the site it is at
+``results/NAME``.
+
 Markers in a page, each on a line of its own:
 
 - ``<!-- results: results/NAME.json -->`` and ``<!-- /results -->``: the table of a file, as in README.md;
@@ -20,9 +23,16 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
+from ode_detect.classification.metrics import METRICS as OF_CLASSIFICATION
+from ode_detect.detection.metrics import METRICS as OF_DETECTION
 from ode_detect.engine.config_reference import read_keys, to_markdown, unused_to_markdown
+from ode_detect.report.metrics import declare
 from ode_detect.report.readme import fill
 from ode_detect.report.results import Results
+
+# As `ode_detect.engine.tasks` does, which needs torch.
+declare(*OF_DETECTION)
+declare(*OF_CLASSIFICATION)
 
 PICTURES = (".png", ".jpg")
 
@@ -48,7 +58,7 @@ def on_page_markdown(markdown: str, *, config: MkDocsConfig, **_: Any) -> str:
         markdown = markdown.replace("<!-- unused keys -->", unused_to_markdown())
         if "<!-- configs -->" in markdown:
             markdown = markdown.replace("<!-- configs -->", configs(root))
-        return fill(markdown, root)
+        return fill(markdown, root).replace("](../results/", "](results/")
     except ValueError as error:
         raise PluginError(str(error)) from error
 
@@ -62,7 +72,7 @@ def other_results(pages: str, root: Path) -> str:
         if re.search(rf"results:\s*{re.escape(name)}\b", pages):
             continue
         shown = [p.relative_to(root).as_posix() for p in _pictures(root) if _file_of(p, files) == file]
-        pictures = [f"![{Path(path).stem.replace('_', ' ')}]({path})\n" for path in shown if f"({path})" not in pages]
+        pictures = [f"![{Path(path).stem.replace('_', ' ')}]({path})\n" for path in shown if f"{path})" not in pages]
         title = Results.read(file).what
         sections += [f"## {title}", "", *pictures, f"<!-- results: {name} -->", "<!-- /results -->", ""]
     return "\n".join(sections)
@@ -97,8 +107,10 @@ def _header(file: Path) -> tuple[str, str] | None:
 
 
 def _sentence(text: str) -> str:
-    # A point in a number or a file name ends no sentence.
-    return re.split(r"(?<=[.;:])\s", text.strip(), maxsplit=1)[0].rstrip(";:.").replace("|", "\\|")
+    # A point in a number, a file name or "et al." ends no sentence, and neither does a mark in parentheses.
+    return (
+        re.split(r"(?<=[.;:])(?<!\bal\.)\s(?![^()]*\))", text.strip(), maxsplit=1)[0].rstrip(";:.").replace("|", "\\|")
+    )
 
 
 def _root(config: MkDocsConfig) -> Path:

@@ -329,7 +329,7 @@ def check_instruction_sets(flags: set[str]) -> Check:
 
 
 def check_bfloat16() -> Check:
-    """Is mixed precision faster here? Measured, because flags do not tell."""
+    """Is mixed precision faster here? Measured, because flags do not say."""
     name = "bfloat16"
     try:
         ratio = measure_bfloat16()

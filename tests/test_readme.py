@@ -10,11 +10,56 @@ from ode_detect.report.results import Results
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = sorted((ROOT / "results").glob("*.json"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
 def test_the_tables_are_those_of_the_results() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert fill(text, ROOT) == text, "run python tools/update_readme.py"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_the_tables_of_every_page_are_those_of_the_results(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert fill(text, ROOT) == text, "run python tools/update_readme.py"
+
+
+def test_the_readme_is_short() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 130
+    # But for markers, which are not shown, and rows of tables, which have no lines.
+    assert [line for line in lines if len(line) > 130 and not line.startswith(("<!--", "|"))] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_no_paragraph_of_small_print_is_long(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert [small for small in re.findall(r"<sub>.*?</sub>", text, re.DOTALL) if len(small) > 300] == []
+    # What is not folded away below a table is short, too.
+    below = re.findall(r"^\|.*\n\n(?!<)(.+)$", text, re.MULTILINE)
+    assert [line for line in below if len(line) > 300] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_a_fold_is_read_as_markdown(page: Path) -> None:
+    """By GitHub after an empty line; by MkDocs where ``markdown`` says so."""
+    text = page.read_text(encoding="utf-8")
+    folds = re.findall(r"^<details.*\n.*\n.*$", text, re.MULTILINE)
+    assert len(folds) == text.count("<details") == text.count("</details>")
+    for fold in folds:
+        assert re.fullmatch(r'<details markdown="1">\n<summary>.+</summary>\n', fold), fold
+
+
+@pytest.mark.parametrize(
+    "page",
+    [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "datasets" / "README.md"],
+    ids=lambda p: p.relative_to(ROOT).as_posix(),
+)
+def test_files_that_a_page_links_are_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = [link.partition("#")[0] for link in LINK.findall(text) if not link.startswith("http")]
+    assert [link for link in links if not (page.parent / link).exists()] == []
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda p: p.name)

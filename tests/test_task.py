@@ -8,6 +8,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
 
 from ode_detect.detection.curves import PLOTS
+from ode_detect.detection.matching import Matches
 from ode_detect.detection.scores import DetectionScores, score_detections
 from ode_detect.engine.config import add_ode_config, load_config
 from ode_detect.engine.tasks import TASKS, get_task
@@ -46,10 +47,11 @@ def test_what_the_evaluator_wrote_becomes_a_table_plots_and_curves(tmp_path: Pat
     assert (task.table(tmp_path), list(task.curves(tmp_path))) == ("", [])
     task.plot(tmp_path)
     assert not list(tmp_path.iterdir())
-    score_detections(
-        iou=0.5, threshold=0.5, names=["cell"], objects=[2], confidence=[np.array([0.9, 0.4])],
-        hits=[np.array([True, False])], ap50=[0.5], confusion=[[1, 1], [0, 0]],
-    ).write(tmp_path / "scores.json")  # fmt: skip
+    matches = Matches(
+        iou=0.5, threshold=0.5, names=("cell",), objects=(2,), confidence=(np.array([0.9, 0.4]),),
+        hits=(np.array([True, False]),), ap50=(0.5,), confusion=np.array([[1, 1], [0, 0]]),
+    )  # fmt: skip
+    score_detections(matches).write(tmp_path / "scores.json")
     assert "cell" in task.table(tmp_path)
     assert [curve.ylabel for curve in task.curves(tmp_path)] == ["Precision", "F1"]
     task.plot(tmp_path)

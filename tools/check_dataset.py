@@ -18,7 +18,6 @@ Exit code: 0 nothing is wrong; 1 something is, repaired or not; 2 a mistake on t
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +57,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> None:
     """Parse, check, report, repair."""
     from ode_detect.detection.data.check import check, class_problems, overlaps, unused
+    from ode_detect.detection.data.summary import describe, problems_of_sizes, stops, write_report
     from ode_detect.detection.model import head_name
     from ode_detect.media.errors import DatasetError, Problem
     from ode_detect.media.places import refuse_as_path
@@ -75,19 +75,19 @@ def main(arguments: list[str]) -> None:
             wrong.append(Problem("data sets that cannot be checked", (str(error),)))
             print(f"{source.name}\n  wrong: {error}\n")
             continue
-        _show(checked[-1], cfg, train, test)
+        print(f"\n{describe(checked[-1], cfg, train, test)}")
     between = overlaps(checked, train, test)
     if cfg is not None:
         between += class_problems(checked, cfg.MODEL[head_name(cfg)].NUM_CLASSES)
-        between += _sizes(cfg, checked, train, test)
+        between += problems_of_sizes(cfg, checked, train, test)
     wrong += between + [problem for one in checked for problem in one.problems]
     notes = unused(checked)
     for word, problems in (("wrong", between), ("note", notes)):
         for problem in problems:
-            print(f"{word}: {problem}{'' if problem.done or word == 'note' else ' [stops training]'}")
+            print(f"{word}: {problem}{stops(problem) if word == 'wrong' else ''}")
     output = Path(args.output)
     _refuse_overwriting(args, checked)
-    _report(output, cfg, (train, test), checked, between, notes, args.draw)
+    write_report(output, cfg, (train, test), checked, between, notes, draw=args.draw)
     if args.fix and checked:
         _fix(Path(args.fix), checked, train, test)
     print(f"{f'kinds of mistakes found: {len(wrong)}' if wrong else 'nothing is wrong'}; report in {output}")
@@ -145,109 +145,6 @@ def _refuse_overwriting(args: argparse.Namespace, checked: list[Checked]) -> Non
         raise DatasetError(
             f"{clash[0]} would be written, and is what is checked ({clash[1]}). Give another --output or --fix."
         )
-
-
-def _show(one: Checked, cfg: CfgNode | None, train: list[str], test: list[str]) -> None:
-    """Print what is in a data set, and what is wrong."""
-    from ode_detect.detection.data.plots import class_table, size_table
-
-    print(f"\n{one.source.name}: " + ", ".join(f"{count} {what}" for what, count in one.counts().items()))
-    print(class_table(one.classes()))
-    for numbers in _numbers(one, cfg, train, test):
-        print(f"sizes (square root of the area) in {numbers['unit']}")
-        print(size_table(numbers["boxes"], numbers["anchors"]))
-        if numbers["covered"] is not None:
-            print(
-                f"  median {numbers['median']:.0f}; {100 * numbers['covered']:.1f} % of the objects have an anchor of "
-                f"about their shape (IoU of {numbers['least']:g} or more when centred)"
-            )
-    for word, problems in (("wrong", one.problems), ("note", one.notes)):
-        for problem in problems:
-            print(f"  {word}: {problem}{'' if problem.done or word == 'note' else ' [stops training]'}")
-
-
-def _numbers(one: Checked, cfg: CfgNode | None, train: list[str], test: list[str]) -> list[dict[str, Any]]:
-    """Sizes of boxes and anchors, the unit, and how many boxes an anchor fits: in training, in the test, or in both."""
-    import numpy as np
-
-    from ode_detect.detection.data.sizes import anchors, covered, median_size, positive_overlap
-
-    if cfg is None:
-        return [{"boxes": one.boxes(), "anchors": np.zeros((0, 2)), "unit": "pixels", "covered": None}]
-    uses = [("training", True)] * (one.source.name in train) + [("the test", False)] * (one.source.name in test)
-    numbers = []
-    for use, is_train in uses:
-        boxes = one.boxes(cfg, is_train=is_train)
-        seen = {"boxes": boxes, "anchors": anchors(cfg), "least": positive_overlap(cfg), "use": use}
-        of_boxes = {"covered": covered(cfg, boxes), "median": median_size(boxes) if len(boxes) else None}
-        numbers.append({**seen, **of_boxes, "unit": f"pixels of the network's input in {use}"})
-    return numbers
-
-
-def _sizes(cfg: CfgNode, checked: list[Checked], train: list[str], test: list[str]) -> list[Problem]:
-    """What is wrong with the sizes that the network sees: other ones in the test, or none that an anchor fits."""
-    import numpy as np
-
-    from ode_detect.detection.data.sizes import anchor_problems, size_problems
-
-    trained, tested = (
-        [(one.source.name, one.boxes(cfg, is_train=part is train)) for one in checked if one.source.name in part]
-        for part in (train, test)
-    )
-    problems = [
-        problem
-        for part, use in ((trained, "training"), (tested, "the test"))
-        for name, boxes in part
-        for problem in anchor_problems(cfg, name, boxes, use)
-    ]
-    if trained:
-        together = ", ".join(name for name, _ in trained), np.concatenate([boxes for _, boxes in trained])
-        problems += size_problems(cfg, together, tested)
-    return problems
-
-
-def _report(
-    output: Path,
-    cfg: CfgNode | None,
-    parts: tuple[list[str], list[str]],
-    checked: list[Checked],
-    between: list[Any],
-    notes: list[Any],
-    draw: int,
-) -> None:
-    """Write check.json, plots, and sheets of samples."""
-    from dataclasses import asdict
-
-    from ode_detect.detection.data.plots import Sample, plot_dataset, sample_sheet
-    from ode_detect.media.files import write_text
-
-    content: dict[str, Any] = {
-        "datasets": [],
-        "between": [asdict(p) for p in between],
-        "notes": list(map(asdict, notes)),
-    }
-    for one in checked:
-        seen = _numbers(one, cfg, *parts)
-        content["datasets"].append(
-            {
-                "name": one.source.name,
-                "images": str(one.source.images),
-                "annotations": str(one.source.annotations),
-                "counts": one.counts(),
-                "classes": one.classes(),
-                "seen in": {n["use"]: {"median size": n["median"], "covered": n["covered"]} for n in seen if cfg},
-                "problems": [asdict(problem) for problem in one.problems],
-                "notes": [asdict(problem) for problem in one.notes],
-            }
-        )
-        name = one.source.name
-        for number, numbers in enumerate(seen):
-            path = output / (f"{name}_test.png" if number else f"{name}.png")
-            plot_dataset(name, one.classes(), numbers["boxes"], numbers["anchors"], path, unit=numbers["unit"])
-        samples = [Sample(**numbers) for numbers in one.samples(draw)] if draw else []
-        if samples:
-            sample_sheet(samples, output / f"{name}_samples.jpg", title=f"{name}: annotated samples")
-    write_text(output / "check.json", json.dumps(content, indent=2) + "\n")
 
 
 def _fix(folder: Path, checked: list[Checked], train: list[str], test: list[str]) -> None:

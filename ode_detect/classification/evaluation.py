@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,53 +16,18 @@ from torch import Tensor
 
 from ode_detect.media.errors import DatasetError
 
+from .answers import Answers
 from .predict import TOP
+from .scores import ClassificationScores
 
 # Equal bins of confidence of the calibration error and of the reliability diagram.
 BINS = 15
 
 
-@dataclass(frozen=True)
-class Measured:
-    """How good a classifier is on a data set.
-
-    Attributes:
-        names: the classes, in the order of the network.
-        confusion: counts, ``confusion[true][predicted]``.
-        metrics: fractions by the field's names, and ``nll``.
-        reliability: for each of `BINS` equal bins of confidence the mean confidence, the share that is right (both 0
-            in an empty bin), and the number of pictures.
-    """
-
-    names: tuple[str, ...]
-    confusion: tuple[tuple[int, ...], ...]
-    metrics: Mapping[str, float]
-    reliability: tuple[tuple[float, float, int], ...]
+Record = Callable[[ClassificationScores, Answers], None]
 
 
-@dataclass(frozen=True)
-class Answers:
-    """What a classifier said about each picture, in the order of the data set.
-
-    Attributes:
-        names: the classes, in the order of the network.
-        labels: the true class of each picture.
-        classes: the most likely classes of each, the first first; at most `TOP`.
-        probabilities: of them, in [0, 1].
-        far: whether it is unlike the training pictures; () if the network does not know them.
-    """
-
-    names: tuple[str, ...]
-    labels: tuple[int, ...]
-    classes: tuple[tuple[int, ...], ...]
-    probabilities: tuple[tuple[float, ...], ...]
-    far: tuple[bool, ...]
-
-
-Record = Callable[[Measured, Answers], None]
-
-
-def build_evaluator(cfg: CfgNode, name: str, record: Record = lambda measured, answers: None) -> DatasetEvaluator:
+def build_evaluator(cfg: CfgNode, name: str, record: Record = lambda scores, answers: None) -> DatasetEvaluator:
     """The evaluator of a data set; its results are ``{"classification": {"top1": 0.9, ...}}``.
 
     Args:
@@ -78,7 +42,7 @@ def build_evaluator(cfg: CfgNode, name: str, record: Record = lambda measured, a
     names = MetadataCatalog.get(name).get("thing_classes") or [f"class {index}" for index in range(count)]
     if len(names) != count:
         raise DatasetError(
-            f"a network is evaluated on the classes that it tells apart; it has {count}, and {name} has {len(names)}. "
+            f"a network is evaluated on its own classes; it has {count}, and {name} has {len(names)}. "
             f"Set MODEL.CLASSIFIER.NUM_CLASSES to {len(names)} and train, or take the data set it was trained for."
         )
     return ClassificationEvaluator(names, record)
@@ -108,7 +72,7 @@ class ClassificationEvaluator(DatasetEvaluator):
         record: is given what was found, on the main process.
     """
 
-    def __init__(self, names: Sequence[str], record: Record = lambda measured, answers: None) -> None:
+    def __init__(self, names: Sequence[str], record: Record = lambda scores, answers: None) -> None:
         self._names = tuple(names)
         self._record = record
         self.reset()
@@ -177,7 +141,7 @@ class ClassificationEvaluator(DatasetEvaluator):
             found["unfamiliar"] = round(float(far.double().mean()), 6)
         best = probabilities.topk(min(TOP, len(self._names)))
         confusion = multiclass_confusion_matrix(best.indices[:, 0], labels, len(self._names))
-        measured = Measured(
+        scores = ClassificationScores(
             names=self._names,
             confusion=tuple(map(tuple, confusion.tolist())),
             metrics=found,
@@ -190,7 +154,7 @@ class ClassificationEvaluator(DatasetEvaluator):
             probabilities=tuple(tuple(row) for row in best.values.clamp(max=1.0).tolist()),
             far=() if far is None else tuple(far.bool().tolist()),
         )
-        self._record(measured, answers)
+        self._record(scores, answers)
         return found
 
 

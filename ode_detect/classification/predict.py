@@ -13,15 +13,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ode_detect.classification.data.mapper import to_side
+from ode_detect.task import Predictor
+
+from .drawing import draw_classified
 
 logger = logging.getLogger("ode_detect.classification")
 
 Category = dict[str, Any]
-# So many classes are told of a picture.
+# Classes that are shown of a picture, the most likely ones.
 TOP = 5
 
 
-class ClassificationPredictor:
+class ClassificationPredictor(Predictor):
     """What the classifier of a config takes and gives, for pictures of any size.
 
     Args:
@@ -54,7 +57,7 @@ class ClassificationPredictor:
         return {"image": to_side(tensor, self._cfg), "height": image.shape[0], "width": image.shape[1]}
 
     def records(self, output: dict[str, Tensor]) -> list[dict[str, Any]]:
-        """The most likely classes with their probabilities, the first first.
+        """The most likely classes with their probabilities, in falling order.
 
         Each with "distance" and "unfamiliar" of the picture, where the classifier knows its training pictures.
 
@@ -81,12 +84,16 @@ class ClassificationPredictor:
         names = [str(self.categories[index]["name"]) for index in order]
         return {"labels": names, "probabilities": values, "far": bool(output.get("far", False))}
 
+    def draw(self, image: NDArray[np.uint8], output: dict[str, Tensor]) -> NDArray[np.uint8]:
+        """The picture with its most likely classes."""
+        return draw_classified(image, **self.numbers(output))
+
     def words(self, output: dict[str, Tensor]) -> str:
-        """The same in a line."""
-        told = self.numbers(output)
-        pairs = zip(told["labels"][:3], told["probabilities"], strict=False)
+        """The most likely classes in a line."""
+        numbers = self.numbers(output)
+        pairs = zip(numbers["labels"][:3], numbers["probabilities"], strict=False)
         classes = ", ".join(f"{label} {100 * value:.1f} %" for label, value in pairs)
-        if not told["far"]:
+        if not numbers["far"]:
             return classes
         return f"{classes}. UNLIKE the training pictures (distance {float(output['distance']):.3g}): not to be trusted"
 

@@ -1,4 +1,4 @@
-"""Predicted and true boxes of pictures, as numbers to draw."""
+"""Pictures with predicted and true boxes: matched, counted and drawn."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ode_detect.report.examples import NARROW, Drawn
 from .drawing import CROWDED, FALSE, HIT, MISSED, TRUTH, as_boxes, canvas_of
 
 
-def detections(cfg: CfgNode, model: nn.Module, name: str, *, count: int) -> list[dict[str, Any]]:
+def detections(cfg: CfgNode, model: nn.Module, name: str, *, count: int) -> list[Picture]:
     """Predict on pictures of a data set that are evenly spread over it: neighbours are often alike.
 
     Args:
@@ -36,34 +36,33 @@ def detections(cfg: CfgNode, model: nn.Module, name: str, *, count: int) -> list
         count: how many pictures, at most.
 
     Returns:
-        For each picture: ``image`` (RGB, uint8, (H, W, 3)), ``boxes`` and ``truth`` ((N, 4), pixels, corners),
-        ``scores``, ``labels``, ``truth_labels``, ``crowd``, ``name``.
+        The pictures, with predictions and ground truth.
     """
-    records = read_dataset([name], tell=False)
+    records = read_dataset([name], log=False)
     classes = MetadataCatalog.get(name).thing_classes
     places = np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int)
     mapper = Mapper(cfg, is_train=False)
-    shown: list[dict[str, Any]] = []
+    shown: list[Picture] = []
     with inference_context(model), torch.no_grad():
         for record in (records[i] for i in places.tolist()):
             found = model([mapper(record)])[0]["instances"].to("cpu")
-            shown.append(_numbers(record, found[found.scores >= cfg.TEST.SCORE_THRESHOLD], classes))
+            shown.append(_picture(record, found[found.scores >= cfg.TEST.SCORE_THRESHOLD], classes))
     return shown
 
 
-def _numbers(record: dict[str, Any], predicted: Any, classes: list[str]) -> dict[str, Any]:
+def _picture(record: dict[str, Any], predicted: Any, classes: list[str]) -> Picture:
     objects = record.get("annotations", [])
     corners = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in objects]
-    return {
-        "image": read_image(record["file_name"], "RGB"),
-        "boxes": predicted.pred_boxes.tensor.numpy(),
-        "scores": predicted.scores.numpy(),
-        "labels": [classes[i] for i in predicted.pred_classes.tolist()],
-        "truth": np.asarray(corners, dtype=np.float64).reshape(-1, 4),
-        "truth_labels": [classes[a["category_id"]] for a in objects],
-        "crowd": [bool(a.get("iscrowd", 0)) for a in objects],
-        "name": printable(record["file_name"].rsplit("/", 1)[-1]),
-    }
+    return Picture(
+        image=read_image(record["file_name"], "RGB"),
+        boxes=predicted.pred_boxes.tensor.numpy(),
+        scores=predicted.scores.numpy(),
+        truth=np.asarray(corners, dtype=np.float64).reshape(-1, 4),
+        labels=[classes[i] for i in predicted.pred_classes.tolist()],
+        truth_labels=[classes[a["category_id"]] for a in objects],
+        crowd=[bool(a.get("iscrowd", 0)) for a in objects],
+        name=printable(record["file_name"].rsplit("/", 1)[-1]),
+    )
 
 
 DETECTION_LEGEND = (

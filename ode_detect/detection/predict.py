@@ -17,7 +17,9 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from ode_detect.detection.data.mapper import at_least_a_pixel
+from ode_detect.task import Predictor
 
+from .drawing import draw_detections
 from .model import head_name
 
 logger = logging.getLogger("ode_detect.detection")
@@ -25,7 +27,7 @@ logger = logging.getLogger("ode_detect.detection")
 Category = dict[str, Any]
 
 
-class DetectionPredictor:
+class DetectionPredictor(Predictor):
     """What a detector takes and gives, for pictures that belong to no data set.
 
     Args:
@@ -91,6 +93,10 @@ class DetectionPredictor:
             "masks": found.pred_masks.numpy() if found.has("pred_masks") else (),
         }
 
+    def draw(self, image: NDArray[np.uint8], output: dict[str, Any]) -> NDArray[np.uint8]:
+        """The picture with the detections."""
+        return draw_detections(image, **self.numbers(output))
+
     def records(self, output: dict[str, Any]) -> list[dict[str, Any]]:
         """The detections as annotations of COCO with a score; a mask is run lengths, and ``area`` its pixels."""
         numbers, records = self.numbers(output), []
@@ -123,7 +129,7 @@ def categories(cfg: CfgNode) -> list[Category]:
     Ids are those of the annotation file; where there is none (VOC), the classes are counted from 1.
 
     Args:
-        cfg: its data sets must be registered. They are read only if nothing else tells their classes.
+        cfg: its data sets must be registered. They are read only if nothing else names their classes.
 
     Returns:
         The categories of the first data set of ``DATASETS.TRAIN`` and ``TEST`` that has as many classes as the network;

@@ -16,6 +16,8 @@ from tabulate import tabulate
 from ode_detect.media.files import write_text
 from ode_detect.report.rows import ResultsError, build, built_from, check_count, check_fraction, check_types, read_json
 
+from .matching import Matches
+
 BACKGROUND = "background"
 # A curve keeps at most so many points.
 POINTS = 300
@@ -130,7 +132,7 @@ class DetectionScores:
         iou: Overlap from which a detection is on an object.
         threshold: The score threshold that was given; the confusion matrix is at this one.
         classes: One after the other.
-        overall: Detections and objects of all classes in one heap (micro average).
+        overall: Detections and objects of all classes pooled (micro average).
         labels: Names of the classes, then "background".
         confusion: Counts, ``confusion[true][predicted]`` in the order of ``labels``: row "background" holds detections
             on no object, column "background" objects without a detection. Objects and detections are matched
@@ -214,47 +216,32 @@ class DetectionScores:
         return f"{table}\n({about})"
 
 
-def score_detections(
-    *,
-    iou: float,
-    threshold: float,
-    names: Sequence[str],
-    objects: Sequence[int],
-    confidence: Sequence[NDArray[np.float64]],
-    hits: Sequence[NDArray[np.bool_]],
-    ap50: Sequence[float | None],
-    confusion: Sequence[Sequence[int]],
-) -> DetectionScores:
+def score_detections(matches: Matches) -> DetectionScores:
     """Score detections that are matched with objects already.
 
     Args:
-        iou: Overlap at which they were matched.
-        threshold: Score threshold in [0, 1] of ``given`` and of the confusion matrix.
-        names: The classes.
-        objects: Objects of each class that count.
-        confidence: Scores of the detections of each class that count, shape (N,), in any order.
-        hits: Which of them are right, shape (N,).
-        ap50: Average precision of each class; None or NaN where it has no object.
-        confusion: As in `DetectionScores`.
+        matches: the detections of each class may come in any order; ``ap50`` may be NaN.
 
     Raises:
         ResultsError: A score is not finite, or numbers do not agree.
     """
-    known = [None if value is None or not math.isfinite(value) else float(value) for value in ap50]
+    threshold, names = matches.threshold, matches.names
+    known = [float(value) if math.isfinite(value) else None for value in matches.ap50]
     classes = tuple(
-        _score(*numbers, threshold) for numbers in zip(names, objects, confidence, hits, known, strict=True)
+        _score(*numbers, threshold)
+        for numbers in zip(names, matches.objects, matches.confidence, matches.hits, known, strict=True)
     )
     present = [value for value in known if value is not None]
     overall = _score(
         "all",
-        sum(objects),
-        np.concatenate([np.empty(0), *confidence]),
-        np.concatenate([np.empty(0, dtype=bool), *hits]),
+        sum(matches.objects),
+        np.concatenate([np.empty(0), *matches.confidence]),
+        np.concatenate([np.empty(0, dtype=bool), *matches.hits]),
         math.fsum(present) / len(present) if present else None,
         threshold,
     )
-    counts = tuple(tuple(int(count) for count in row) for row in confusion)
-    return DetectionScores(iou, threshold, classes, overall, (*names, BACKGROUND), counts)
+    counts = tuple(tuple(int(count) for count in row) for row in matches.confusion)
+    return DetectionScores(matches.iou, threshold, classes, overall, (*names, BACKGROUND), counts)
 
 
 def _score(

@@ -1,4 +1,4 @@
-"""Checkpoints: pretrained ResNets into ODE networks, what was loaded told, a bad fit refused."""
+"""Checkpoints: pretrained ResNets into ODE networks, with a report of what was loaded; a bad fit is refused."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class Checkpointer(DetectionCheckpointer):
         if not Path(path).is_file():
             raise CheckpointError(
                 f"the run goes on from {path}, which is not there. Write the name of another checkpoint in that folder "
-                "into its file last_checkpoint, or begin anew in another OUTPUT_DIR."
+                "into its file last_checkpoint, or begin again in another OUTPUT_DIR."
             )
         if _iteration(path) is None:
             say_unreadable(Path(path), "it is cut short or damaged")
@@ -241,15 +241,24 @@ class Checkpointer(DetectionCheckpointer):
         self.coverage = Coverage(sizes, loaded, tuple(incompatible.unexpected_keys), misfits)
         return None
 
+    def _may_lack(self, name: str) -> bool:
+        """Whether a file may leave a tensor out: it has a value without it, or the network says that it may."""
+        optional: tuple[str, ...] = getattr(self.model, "optional_tensors", ())
+        return name in ("pixel_mean", "pixel_std") or name.startswith(optional)
+
     def _refuse_bad_fit(self, path: str, coverage: Coverage, whole: bool) -> None:
         bottom = (
             "backbone.bottom_up." if any(n.startswith("backbone.bottom_up.") for n in coverage.sizes) else "backbone."
         )
         emptied = () if whole else self._emptied
         # The res5 that a C4 head holds comes with the backbone's weights.
-        head = [n for n in coverage.sizes if not n.startswith("backbone.") and ".res5." not in n and not _is_extra(n)]
+        head = [
+            n for n in coverage.sizes if not n.startswith("backbone.") and ".res5." not in n and not self._may_lack(n)
+        ]
         whole = whole or not coverage.loaded.isdisjoint(head)
-        missing = [n for n in coverage.missing if not _is_extra(n) and (whole or n.startswith(bottom) or ".res5." in n)]
+        missing = [
+            n for n in coverage.missing if not self._may_lack(n) and (whole or n.startswith(bottom) or ".res5." in n)
+        ]
         blocks = {n: re.search(r"\b(res[2-5])\.(\d+)\.", n) for n in coverage.unused}
         dropped = [n for n, block in blocks.items() if block and not _in_tail(block, emptied)]
         if self.allow_partial or not (missing or dropped or coverage.misfits):
@@ -316,8 +325,3 @@ def _is_counter(name: str) -> bool:
 def _part(name: str) -> str:
     words = name.split(".")
     return ".".join(words[:3] if words[:2] == ["backbone", "bottom_up"] else words[:2]) if len(words) > 1 else "input"
-
-
-def _is_extra(name: str) -> bool:
-    """Whether a file may leave a tensor out: it has a value without it, or says nothing until it is fitted."""
-    return name in ("pixel_mean", "pixel_std") or name.startswith("familiarity.")

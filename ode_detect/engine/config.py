@@ -1,4 +1,4 @@
-"""Config keys of ours beside Detectron2's, and loading a config with messages that help."""
+"""Config keys that Detectron2 does not have, and loading a config with messages that help."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
-import ode_detect.classification.model
-import ode_detect.detection.model  # noqa: F401  registers what the keys of a config name, backbones too
+from ode_detect.backbones.config import add_backbone_config
 from ode_detect.ode.names import UnknownNameError, check_name
 from ode_detect.task import ConfigError
 
 from .config_values import check_values
 from .recipes import moved
+from .tasks import TASKS
 
 # The safe loader, that of libyaml where it is installed: it reads ten times as fast.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -28,99 +28,17 @@ _ELSEWHERE = {"LEARNING_RATE": "BASE_LR", "BATCH_SIZE": "IMS_PER_BATCH", "EPOCHS
 
 
 def add_ode_config(cfg: CfgNode) -> None:
-    """Add the keys of ode_detect, with their defaults, to a Detectron2 config.
+    """Add the keys of ode_detect, with their defaults, to a Detectron2 config: of flows, of each task, of all runs."""
+    add_backbone_config(cfg)
+    for task in TASKS.values():
+        task.add_config(cfg)
+    _add_run_config(cfg)
 
-    The defaults are those of a pretrained ResNet made continuous: one piece per replaced block, Euler, projected by
-    relu, which gives the outputs of the ResNet.
-    """
+
+def _add_run_config(cfg: CfgNode) -> None:
+    """Add the keys that all tasks share."""
     # What is trained: "detection" or "classification".
     cfg.TASK = "detection"
-
-    cfg.MODEL.ODE = CfgNode()
-    # What stands in place of the shape-keeping blocks of STAGES: a flow ("ode"), Detectron2's residual blocks ("twin"),
-    # or nothing ("ablation").
-    cfg.MODEL.ODE.ROLE = "ode"
-    # Which stages of a ResNet: any of "res2", "res3", "res4", "res5". In build_odenet_backbone it is all of them.
-    cfg.MODEL.ODE.STAGES = ["res2", "res3", "res4", "res5"]
-    # Vector field: "basic" (two 3x3 convolutions), "bottleneck" (1x1, 3x3, 1x1), "preact" (as basic, normalisation and
-    # activation before each convolution), "concat" (as preact, with time as an input channel), or "auto": the block of
-    # the ResNet's depth; in build_odenet_backbone basic.
-    cfg.MODEL.ODE.FIELD = "auto"
-    # How the weights vary in time: "constant", "piecewise" (constant) or "hat" (linear between knots).
-    cfg.MODEL.ODE.PIECES = "piecewise"
-    # Number of pieces or knots of each flow; 0: one for each replaced block.
-    cfg.MODEL.ODE.NUM_PIECES = 0
-    # The time over which each flow is integrated, in steps of the ResNet (a tail of 8 blocks that keeps 2 pieces still
-    # lasts 8); 0: one unit for each piece.
-    cfg.MODEL.ODE.DURATION = 0
-    # Fixed steps: "euler", "midpoint", "heun", "rk4". Or a method of torchdiffeq: "dopri5", "bosh3", ...
-    cfg.MODEL.ODE.METHOD = "euler"
-    # Steps of each flow over the whole time; 0: one for each piece. Adaptive methods choose their own.
-    cfg.MODEL.ODE.STEPS = 0
-    # Steps or method of single flows, which win over STEPS and METHOD: [{FLOW: res4, STEPS: 11, METHOD: midpoint}].
-    # They count where ROLE is "ode", for any backbone; on the command line: "[{'FLOW': 'res4', 'STEPS': 11}]".
-    cfg.MODEL.ODE.FLOWS = []
-    # After each fixed step: "relu", as a ResNet does after its sum, or "none".
-    cfg.MODEL.ODE.PROJECTION = "relu"
-    # Relative tolerance of an adaptive method.
-    cfg.MODEL.ODE.RTOL = 1e-3
-    # Absolute tolerance of an adaptive method.
-    cfg.MODEL.ODE.ATOL = 1e-4
-    # The most evaluations of an adaptive method in one solve; more are an error.
-    cfg.MODEL.ODE.MAX_EVALUATIONS = 1000
-    # How the gradient is paid: "backprop" (memory grows with steps), "checkpoint" (exact, recomputes), "reversible"
-    # (exact, constant memory, a scheme of its own with twice the evaluations; no projection), "auto" (the fastest of
-    # backprop and checkpoint within MEMORY_BUDGET), "adjoint" (torchdiffeq's, inexact).
-    cfg.MODEL.ODE.GRADIENT = "backprop"
-    # checkpoint: keep each k-th state.
-    cfg.MODEL.ODE.CHECKPOINT_EVERY = 1
-    # checkpoint: keep at most this many states at any time (binomial schedule); 0: by CHECKPOINT_EVERY.
-    cfg.MODEL.ODE.CHECKPOINT_STATES = 0
-    # reversible: the coupling, in (0, 1).
-    cfg.MODEL.ODE.COUPLING = 0.99
-    # auto: what each flow may hold for its backward pass, in MiB.
-    cfg.MODEL.ODE.MEMORY_BUDGET = 512
-    # Normalisation in the field: "GN", "LN", "FrozenBN" (pretrained weights only), "none"; "BN" with PIECES piecewise,
-    # whose statistics are those of the steps of the training; "": MODEL.RESNETS.NORM, or MODEL.ODE_NET.NORM.
-    cfg.MODEL.ODE.NORM = ""
-    # Activation in the field: "relu", "silu", "softplus".
-    cfg.MODEL.ODE.ACTIVATION = "relu"
-    # Flows behind one another in the place of one, each with weights of its own.
-    cfg.MODEL.ODE.STACK = 1
-    # Channels of zeros that the state gets before its flow, and keeps: an augmented state (Dupont et al. 2019). Not for
-    # ResNets, whose weights have other shapes.
-    cfg.MODEL.ODE.EXTRA_CHANNELS = 0
-
-    # The network of build_odenet_backbone: a stem, then stages s1, s2, ... of one transition and one tail each.
-    cfg.MODEL.ODE_NET = CfgNode()
-    # "conv": a 3x3 convolution, the resolution stays. "chen": the three convolutions of Chen et al. 2018, 1/4 of it.
-    cfg.MODEL.ODE_NET.STEM = "conv"
-    # Channels of each stage; each but the first begins with a transition that halves the resolution.
-    cfg.MODEL.ODE_NET.CHANNELS = [64]
-    # Residual blocks in the tail of each stage of the twin; a flow takes their place.
-    cfg.MODEL.ODE_NET.BLOCKS = [6]
-    # Normalisation of stem, transitions and the twin's blocks: "BN", "GN", "LN". That of flows is MODEL.ODE.NORM.
-    cfg.MODEL.ODE_NET.NORM = "BN"
-
-    # The network of build_mlp_backbone: one hidden layer on all pixels.
-    cfg.MODEL.MLP = CfgNode()
-    # Height and width of the pictures in pixels.
-    cfg.MODEL.MLP.SIZE = 28
-    # Units of the hidden layer.
-    cfg.MODEL.MLP.HIDDEN = 300
-
-    # The head of a classifier: pooling and a linear layer.
-    cfg.MODEL.CLASSIFIER = CfgNode()
-    # Number of classes.
-    cfg.MODEL.CLASSIFIER.NUM_CLASSES = 10
-    # Which feature map of the backbone; "" is the last.
-    cfg.MODEL.CLASSIFIER.IN_FEATURE = ""
-    # Normalisation and relu before the pooling, for backbones of pre-activated blocks: "BN", "GN", "LN"; "": neither.
-    cfg.MODEL.CLASSIFIER.NORM = ""
-    # Dropout before the linear layer, in [0, 1).
-    cfg.MODEL.CLASSIFIER.DROPOUT = 0.0
-    # Share of the target that is spread over all classes, in [0, 1).
-    cfg.MODEL.CLASSIFIER.LABEL_SMOOTHING = 0.0
 
     # Go on when MODEL.WEIGHTS does not fill the network: what is not in the file keeps its random start.
     cfg.MODEL.ALLOW_PARTIAL_WEIGHTS = False
@@ -138,6 +56,7 @@ def add_ode_config(cfg: CfgNode) -> None:
     # Exponential moving average of the weights, which is what is evaluated and handed out: its decay for each
     # iteration, in (0, 1), such as 0.999; 0 for none.
     cfg.SOLVER.EMA_DECAY = 0.0
+
     cfg.SOLVER.DIAL = CfgNode()
     # Training for the dial: in each iteration every flow draws its steps from these for a second pass, whose features
     # learn from those of the pass at the full steps. [] trains without.
@@ -156,43 +75,13 @@ def add_ode_config(cfg: CfgNode) -> None:
     # (optional) the names in order. EVALUATOR (optional): "coco", "voc" (AP as since 2010) or "voc2007". For a
     # classifier: [{NAME: my_train, IMAGES: folder}], with a folder of pictures for each class.
     cfg.DATASETS.CUSTOM = []
-    # Share of the training pictures that a classifier is not trained on: they tell what is like the training pictures
-    # and new all the same (TEST.FAMILIAR_SHARE).
-    cfg.DATASETS.HELD_OUT = 0.02
-    # Leave pictures without an object out of training. Detectron2's default is True; here they are kept as negatives.
-    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
 
     # Random scale of a training picture: [smallest, largest] factor, drawn uniformly in the logarithm, of the size that
     # MIN_SIZE_TRAIN gives it (0: of its own size); CROP comes after it. [] draws none, and then CROP comes before
     # MIN_SIZE_TRAIN, as in Detectron2.
     cfg.INPUT.SCALE_JITTER = []
-    # Turn a training picture by 0, 90, 180 or 270 degrees and mirror it: for pictures without an up, like maps.
-    cfg.INPUT.ANY_ORIENTATION = False
     # Random brightness, contrast and saturation of a training picture: factors in [1 - x, 1 + x].
     cfg.INPUT.COLOR_JITTER = 0.0
-    # Pixels by which a training picture of a classifier is padded (by its border) before it is cropped to its size.
-    cfg.INPUT.PAD_CROP = 0
-    # Random rotation of a training picture of a classifier: at most so many degrees to each side.
-    cfg.INPUT.ROTATION = 0.0
-    # Side of a random square in a training picture of a classifier that is made grey; 0 for none.
-    cfg.INPUT.CUTOUT = 0
-    # Side in pixels of the pictures that a classifier gets. Those of another size are cropped: a random part of at
-    # least 8 % of the picture in training, the middle in testing. 0 takes pictures as they are, which have one size.
-    cfg.INPUT.SIDE = 0
-    # Share of the shorter side of a picture that its middle has in testing, in (0, 1]: 0.875 is usual for ImageNet.
-    cfg.INPUT.CENTER_SHARE = 1.0
-    # An object of which less than this share of its box is left after cropping is not trained on.
-    cfg.INPUT.MIN_VISIBLE = 0.0
-
-    # Precision, recall, F1 and the confusion matrix count detections with a score of this or more, in [0, 1]; pictures
-    # show those.
-    cfg.TEST.SCORE_THRESHOLD = 0.5
-
-    # Pictures of a classifier that are tested together.
-    cfg.TEST.BATCH = 250
-    # A picture counts as unlike the training pictures if its features are farther from those of all classes than this
-    # share of the held-out pictures is, in (0, 1).
-    cfg.TEST.FAMILIAR_SHARE = 0.99
 
     # "cpu" unless there is a GPU.
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""The reference of our config keys, read from the source of ``config.py``: the comment above each key, and its default.
+"""The reference of our config keys, read from the sources that add them: the comment above each key, and its default.
 
 The source is parsed, not run, so that the documentation is built without torch.
 """
@@ -13,7 +13,8 @@ from pathlib import Path
 
 from .config_values import INTERVALS, REFUSED, UNUSED
 
-SOURCE = Path(__file__).with_name("config.py")
+# One in each room that has keys.
+SOURCES = sorted(Path(__file__).parents[1].glob("*/config.py"))
 # What stands in a comment as it would in a config: values, lists and mappings, and the names of keys.
 _CODE = re.compile(r'"[^"]*"|\[\{.*?\}\]|\[[^\]]*\]|\{[^}]*\}|\b[A-Z]+(?:\.[A-Z][A-Z0-9_]*)+\b|\b[A-Z]+(?:_[A-Z]+)+\b')
 
@@ -48,12 +49,14 @@ def read_keys(source: str | None = None) -> list[Key]:
     """The keys that the functions ``add_...(cfg)`` of a module add, in their order.
 
     Args:
-        source: the text of the module; None reads ``config.py``.
+        source: the text of the module; None reads the ``config.py`` of all rooms.
 
     Raises:
         ConfigReferenceError: a key without a comment just above it, or without a default that can be read.
     """
-    text = SOURCE.read_text(encoding="utf-8") if source is None else source
+    if source is None:
+        return [key for path in SOURCES for key in read_keys(path.read_text(encoding="utf-8"))]
+    text = source
     lines = text.splitlines()
     keys = []
     for statement in _assignments(ast.parse(text)):

@@ -1,4 +1,4 @@
-"""What a run evaluates and hands out: the moving average of its weights, which the task finishes at the end."""
+"""What a run evaluates and hands out: the moving average of its weights, which the task completes at the end."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .distributed import broadcast_state
 _STATISTICS = ("running_mean", "running_var")
 
 
-class HandedOut(HookBase):
+class AveragedWeights(HookBase):
     """The weights that a run evaluates and hands out: an exponential moving average of those that it trains.
 
     The network has the weights that are trained, but in `in_place`. In the last iteration it gets the average for good,
-    and the task finishes it. The decay of iteration i is at most (1 + i) / (10 + i), since the average of a few
+    and the task completes it. The decay of iteration i is at most (1 + i) / (10 + i), since the average of a few
     iterations would otherwise be little but the random start.
 
     Args:
@@ -50,7 +50,7 @@ class HandedOut(HookBase):
             self._exchange()  # A finished run goes on to a later iteration.
 
     def after_step(self) -> None:
-        """Update the average; in the last iteration put it in place and finish it."""
+        """Update the average; in the last iteration put it in place and complete it."""
         if self._decay:
             self._update(self.trainer.iter)
         if self.trainer.iter + 1 == self.trainer.max_iter:

@@ -46,7 +46,7 @@ def run_tool(main: Callable[[list[str]], None], arguments: list[str]) -> int:
     from ode_detect.report.results import ResultsError
     from ode_detect.task import ConfigError
 
-    from .distributed import ProcessFailedError, another_is_gone, first_to_tell
+    from .distributed import ProcessFailedError, another_is_gone, first_to_report
     from .weights import CheckpointError
 
     mistakes = (ConfigError, CheckpointError, ConversionError, DatasetError, SolveError, UnknownNameError)
@@ -60,11 +60,11 @@ def run_tool(main: Callable[[list[str]], None], arguments: list[str]) -> int:
         return _fail(_cure(error) or f"{error}. {advice}")
     except FloatingPointError as error:
         return _fail(
-            f"{error}\nA resumed run would come to the same end. Begin anew in another OUTPUT_DIR, with a lower "
+            f"{error}\nA resumed run would come to the same end. Begin again in another OUTPUT_DIR, with a lower "
             "SOLVER.BASE_LR or with SOLVER.CLIP_GRADIENTS.ENABLED True; MODEL.WEIGHTS may name the last checkpoint."
         )
     except KeyboardInterrupt as stop:
-        if first_to_tell():
+        if first_to_report():
             print(str(stop) or "stopped.", file=sys.stderr)
         return 130
     except ProcessFailedError as failed:
@@ -99,9 +99,9 @@ def _cure(error: Exception) -> str:
 
 
 def _fail(message: str) -> int:
-    from .distributed import first_to_tell
+    from .distributed import first_to_report
 
-    if first_to_tell():
+    if first_to_report():
         print(f"error: {message}", file=sys.stderr)
     return 2
 

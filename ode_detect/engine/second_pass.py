@@ -1,4 +1,4 @@
-"""Training for the dial: beside each pass at the full steps one at drawn steps, which learns from the first."""
+"""Training for the dial: after each pass at the full steps a second one at drawn steps, which learns from the first."""
 
 from __future__ import annotations
 

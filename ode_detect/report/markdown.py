@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from urllib.parse import quote
 
 _SPECIAL = re.compile(r"[\\`*\[\]|~]|!(?=\[)|(?<![^\W_])_|_(?![^\W_])")
@@ -37,6 +38,11 @@ def code(value: object) -> str:
 def fence(value: object) -> str:
     """What a block of code with that content is fenced by."""
     return "`" * max(3, 1 + _longest_run(str(value)))
+
+
+def fold(summary: str, content: Iterable[str]) -> str:
+    """Lines of Markdown that are shown on a click, on GitHub and on a page of MkDocs (its extension md_in_html)."""
+    return "\n".join(['<details markdown="1">', f"<summary>{text(summary)}</summary>", "", *content, "", "</details>"])
 
 
 def address(path: object) -> str:

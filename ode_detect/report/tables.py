@@ -4,66 +4,70 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from . import markdown
+from .metrics import COSTS, in_order, quantity
 from .results import Results
-from .rows import FRACTIONS, Comparison, Row, is_fraction, shown_as
+from .rows import Comparison, Row
 
 ROLE_WORDS = {"ode": "ODE", "twin": "twin", "ablation": "ablation", "baseline": "baseline", "floor": "floor"}
 
 
 # How a cost is shown: heading and factor.
-COSTS = {
-    "parameters": ("parameters (M)", 1e-6),
-    "backbone_parameters": ("backbone parameters (M)", 1e-6),
-    "macs": ("multiply-adds (G)", 1e-9),
-    "evaluations": ("evaluations", 1.0),
-    "backward_evaluations": ("backward evaluations", 1.0),
-    "latency_ms": ("latency (ms)", 1.0),
-    "pictures_per_second": ("pictures per second", 1.0),
-    "train_step_ms": ("training step (ms)", 1.0),
-    "train_memory_mib": ("training memory (MiB)", 1.0),
-    "train_minutes": ("training (min)", 1.0),
-    "kept_mib": ("kept for the gradient (MiB)", 1.0),
-    "held_mib": ("held by the process (MiB)", 1.0),
-}
-
-
 # A table of more quantities than these leaves out the details, which are in the file.
 _WIDEST = 12
 
 
-_DETAILS = (
-    *("AP75", "APs", "APm", "APl", "mask_AP75", "AP50_2007", "AP50_2010", "best_f1", "best_f1_threshold"),
-    *("nll", "unfamiliar"),
-    *("backbone_parameters", "backward_evaluations", "pictures_per_second", "train_minutes", "kept_mib", "held_mib"),
-)
+# Columns of words are flush left.
+_WORDS = ("network", "role", "case", "quantity", "ours", "other", "aim")
+_SPREAD = "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"
+_NUMBERS = {2: "Two", 3: "Three", 4: "Four", 5: "Five"}
 
 
-# Beside top1 these means over classes say little that is new.
-_DETAILS_OF_CLASSIFIERS = ("precision", "recall", "f1")
+def to_markdown(results: Results, *, columns: Sequence[str] = (), page: str = "") -> str:
+    """Write the results as a Markdown table; protocol, commands and machine are folded away below it.
 
+    Seeds of one network become one line, mean and standard deviation. Only columns that have a number are shown; one
+    that says the same in each row stands in the line below the table instead.
 
-_HEADINGS = {
-    **{"ece": "ECE", "nll": "NLL", "top1": "top-1", "top5": "top-5"},
-    **{"top1_half_step": "top-1, half the step", "top1_other_method": "top-1, other method"},
-}
-
-
-def to_markdown(results: Results) -> str:
-    """Write the results as a Markdown table, with protocol, machine, command and commit below it.
-
-    Seeds of one network become one line, mean and standard deviation. Only columns that have a number are shown.
+    Args:
+        results: What to show.
+        columns: Metrics and costs by their names in the file, and ``role``, in this order; () for the usual ones.
+        page: The address of the page that has protocol and commands. The table then has a link to it, and no fold.
     """
-    header, lines = _table(results)
-    rows = [list(map(markdown.text, line)) for line in [header, *lines]]
-    rule = ["---", "---", *("---:" for _ in header[2:])]
+    header, lines, alike = _without_constants(*_table(results, columns))
+    # A spread stays with its mean, however narrow the column is.
+    rows = [[markdown.text(cell).replace(" ± ", _SPREAD) for cell in line] for line in [header, *lines]]
+    rule = ["---" if name in _WORDS else "---:" for name in header]
     table = "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], rule, *rows[1:]])
-    commands = ", ".join(map(markdown.code, results.command.splitlines()))
-    notes = [markdown.text(note) for note in (*_notes(results), f"Protocol: {results.protocol}")]
-    notes += [f"Made by {commands}, {markdown.text(_origin(results))}."]
-    return table + "\n\n" + "\n".join(f"<sub>{note}</sub><br>" for note in notes).removesuffix("<br>")
+    said = " ".join(map(markdown.text, [*_notes(results), *alike]))
+    if page:
+        address = markdown.address(page)
+        said = f"{said} Protocol and commands: [{markdown.text(page)}]({address}).".lstrip()
+        return f"{table}\n\n{said}"
+    return "\n\n".join([table, *([said] if said else []), _fold(results)])
+
+
+def _without_constants(header: list[str], lines: list[list[str]]) -> tuple[list[str], list[list[str]], list[str]]:
+    """Take out the columns that say the same in each row; what they say, in a sentence, is the third value."""
+    constant = {i for i in range(len(header)) if len(lines) > 1 and len({line[i] for line in lines}) == 1}
+    constant = constant if len(constant) < len(header) else set()
+    # The number of seeds is in the notes.
+    alike = [f"{header[i]} {lines[0][i]}" for i in sorted(constant) if lines[0][i] and header[i] != "seeds"]
+    kept = [i for i in range(len(header)) if i not in constant]
+    sentence = [f"The same in each row: {'; '.join(alike)}."] if alike else []
+    return [header[i] for i in kept], [[line[i] for i in kept] for line in lines], sentence
+
+
+def _fold(results: Results) -> str:
+    hidden = _hidden(results)
+    ticks = markdown.fence(results.command)
+    content = [f"- {markdown.text(clause)}" for clause in results.protocol.split("; ")]
+    content += ["", f"{ticks}text", *results.command.splitlines(), ticks, ""]
+    content.append(" ".join(map(markdown.text, [*hidden, f"Made with {_origin(results)}."])))
+    return markdown.fold("Protocol, commands and machine", content)
 
 
 def to_text(results: Results) -> str:
@@ -75,11 +79,12 @@ def to_text(results: Results) -> str:
         padded = [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
         return "  ".join(padded).rstrip()
 
-    notes = [*_notes(results), f"protocol: {results.protocol}", f"command: {results.command}", _origin(results)]
+    notes = [*_notes(results), *_hidden(results)]
+    notes += [f"protocol: {results.protocol}", f"command: {results.command}", _origin(results)]
     return "\n".join([results.what, "", row(header), row(["-" * w for w in widths]), *map(row, lines), "", *notes])
 
 
-def _table(results: Results) -> tuple[list[str], list[list[str]]]:
+def _table(results: Results, columns: Sequence[str] = ()) -> tuple[list[str], list[list[str]]]:
     """Lay out heading and lines: network, role, seeds (if any has several), metrics, costs; or ratios."""
     if results.comparisons:
         return _comparison_table(results)
@@ -87,23 +92,26 @@ def _table(results: Results) -> tuple[list[str], list[list[str]]]:
     for row in results.rows:
         groups.setdefault((row.name, row.role, row.config), []).append(row)
     seeds = any(len(group) > 1 for group in groups.values())
-    metrics, costs = _shown(results)
-    header = ["network", "role", *(["seeds"] if seeds else []), *map(heading, [*metrics, *costs])]
+    role = not columns or "role" in columns
+    quantities = [name for name in columns if name != "role"] or [name for names in _shown(results) for name in names]
+    header = ["network", *(["role"] if role else []), *(["seeds"] if seeds else []), *map(heading, quantities)]
     lines = []
-    for (name, role, _), group in groups.items():
-        line = [name, ROLE_WORDS[role], *([str(len(group))] if seeds else [])]
-        for metric in metrics:
-            factor, form = shown_as(metric)
-            line.append(_mean([row.metrics[metric] * factor for row in group if metric in row.metrics], form))
-        for cost in costs:
-            values = [row.cost[cost] * COSTS.get(cost, ("", 1.0))[1] for row in group if cost in row.cost]
-            line.append(short(statistics.fmean(values)) if values else "")
-        lines.append(line)
+    for (name, role_name, _), group in groups.items():
+        line = [name, *([ROLE_WORDS[role_name]] if role else []), *([str(len(group))] if seeds else [])]
+        lines.append([*line, *(_cell(group, one) for one in quantities)])
     return header, lines
 
 
+def _cell(group: Sequence[Row], name: str) -> str:
+    """A metric of the seeds of one network, with its spread; or the mean of a cost."""
+    shown = quantity(name)
+    metrics = [row.metrics[name] * shown.factor for row in group if name in row.metrics]
+    costs = [row.cost[name] * shown.factor for row in group if name in row.cost]
+    return short(statistics.fmean(costs)) if costs else _mean(metrics, f".{shown.digits}f")
+
+
 def _quantities(results: Results) -> tuple[list[str], list[str]]:
-    metrics = ordered((name for row in results.rows for name in row.metrics), FRACTIONS)
+    metrics = in_order(name for row in results.rows for name in row.metrics)
     return metrics, ordered((name for row in results.rows for name in row.cost), tuple(COSTS))
 
 
@@ -112,8 +120,8 @@ def _shown(results: Results) -> tuple[list[str], list[str]]:
     metrics, costs = _quantities(results)
     if len(metrics) + len(costs) <= _WIDEST:
         return metrics, costs
-    details = _DETAILS + (_DETAILS_OF_CLASSIFIERS if "top1" in metrics else ())
-    return [name for name in metrics if name not in details], [name for name in costs if name not in details]
+    left_out = {name for name in (*metrics, *costs) if quantity(name).detail in ("*", *metrics)}
+    return [name for name in metrics if name not in left_out], [name for name in costs if name not in left_out]
 
 
 def _comparison_table(results: Results) -> tuple[list[str], list[list[str]]]:
@@ -134,15 +142,12 @@ def _side(row: Row, comparison: Comparison) -> str:
     """What one side is called in its case, and what was measured."""
     name = row.name.removeprefix(f"{comparison.case}: ")
     value = row.cost.get(comparison.quantity)
-    return name if value is None else f"{name}: {short(value * COSTS.get(comparison.quantity, ('', 1.0))[1])}"
+    return name if value is None else f"{name}: {short(value * quantity(comparison.quantity).factor)}"
 
 
-def heading(quantity: str) -> str:
+def heading(name: str) -> str:
     """What a metric or a cost is called above a column, with its unit."""
-    if quantity in COSTS:
-        return COSTS[quantity][0]
-    words = _HEADINGS.get(quantity) or quantity.replace("_", " ").replace("f1", "F1")
-    return f"{words} (%)" if is_fraction(quantity) else words
+    return quantity(name).heading
 
 
 def _ratio(value: float) -> str:
@@ -153,18 +158,23 @@ def _notes(results: Results) -> list[str]:
     notes = []
     if results.comparisons:
         return ["A ratio is ours over the other; of times, the median over rounds that alternate both, with quartiles."]
-    names = {(row.name, row.role, row.config) for row in results.rows}
-    if len(names) < len(results.rows):
-        notes.append("Several seeds: mean ± standard deviation; costs are means.")
-    shown = {name for names in _shown(results) for name in names}
-    hidden = [name for names in _quantities(results) for name in names if name not in shown]
-    if hidden:
-        notes.append(f"In the file of the results only: {', '.join(hidden)}.")
+    seeds = Counter((row.name, row.role, row.config) for row in results.rows)
+    most = max(seeds.values())
+    if most > 1:
+        number = _NUMBERS.get(most, str(most)) if len(set(seeds.values())) == 1 else "Several"
+        notes.append(f"{number} seeds: mean ± standard deviation; costs are means.")
     roles = {row.role for row in results.rows}
     missing = [role for role in ("twin", "ablation") if role not in roles]
     if "ode" in roles and missing:
         notes.append(f"Not measured here: {' and '.join(f'the {role}' for role in missing)}.")
     return notes
+
+
+def _hidden(results: Results) -> list[str]:
+    """What a table leaves out, in a sentence."""
+    shown = {name for names in _shown(results) for name in names}
+    hidden = [name for names in _quantities(results) for name in names if name not in shown]
+    return [f"In the file of the results only: {', '.join(hidden)}."] if hidden and not results.comparisons else []
 
 
 def _origin(results: Results) -> str:

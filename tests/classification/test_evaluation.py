@@ -11,15 +11,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
 from ode_detect.classification import answers as report
-from ode_detect.classification.evaluation import (
-    BINS,
-    Answers,
-    ClassificationEvaluator,
-    Measured,
-    build_evaluator,
-    metrics,
-    protocol,
-)
+from ode_detect.classification.answers import Answers
+from ode_detect.classification.evaluation import BINS, ClassificationEvaluator, build_evaluator, metrics, protocol
 from ode_detect.classification.scores import ClassificationScores
 from ode_detect.engine.config import add_ode_config
 from ode_detect.media.errors import DatasetError
@@ -39,7 +32,7 @@ def some_logits(count: int = 400, classes: int = 7) -> tuple[torch.Tensor, torch
 
 def evaluated(
     logits: torch.Tensor, labels: torch.Tensor, far: torch.Tensor | None = None, batch: int = 64
-) -> tuple[dict[str, float], Measured, Answers]:
+) -> tuple[dict[str, float], ClassificationScores, Answers]:
     kept: list[Any] = []
     evaluator = ClassificationEvaluator(NAMES[: logits.shape[1]], lambda *found: kept.extend(found))
     evaluator.reset()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import cv2
@@ -16,6 +17,7 @@ from ode_detect.detection.curves import (
     plot_scores,
     summary_curves,
 )
+from ode_detect.detection.matching import Matches
 from ode_detect.detection.scores import DetectionScores, score_detections
 from ode_detect.report import confusion
 
@@ -28,14 +30,16 @@ def scores_of(count: int, objects: int = 40) -> DetectionScores:
     for index, found in enumerate(hits):
         confusion[index, index], confusion[index, -1] = found.sum(), objects - found.sum()
     return score_detections(
-        iou=0.5,
-        threshold=0.5,
-        names=[f"class {index}" for index in range(count)],
-        objects=[objects] * count,
-        confidence=[np.where(found, rng.beta(5, 2, len(found)), rng.beta(2, 4, len(found))) for found in hits],
-        hits=hits,
-        ap50=[float(found.mean()) for found in hits],
-        confusion=confusion.tolist(),
+        Matches(
+            iou=0.5,
+            threshold=0.5,
+            names=tuple(f"class {index}" for index in range(count)),
+            objects=(objects,) * count,
+            confidence=tuple(np.where(found, rng.beta(5, 2, len(found)), rng.beta(2, 4, len(found))) for found in hits),
+            hits=tuple(hits),
+            ap50=tuple(float(found.mean()) for found in hits),
+            confusion=confusion,
+        )
     )
 
 
@@ -62,10 +66,11 @@ def test_pictures_are_written(count: int, tmp_path: Path) -> None:
 
 def test_what_was_never_found_or_never_there_is_drawn_without_a_warning(tmp_path: Path) -> None:
     for objects in (0, 3):
-        nothing = score_detections(
-            iou=0.5, threshold=0.5, names=["a"], objects=[objects], confidence=[np.empty(0)],
-            hits=[np.empty(0, dtype=bool)], ap50=[0.0 if objects else None], confusion=[[0, objects], [0, 0]],
-        )  # fmt: skip
+        nothing = score_detections(Matches(
+            iou=0.5, threshold=0.5, names=("a",), objects=(objects,), confidence=(np.empty(0),),
+            hits=(np.empty(0, dtype=bool),), ap50=(0.0 if objects else math.nan,),
+            confusion=np.array([[0, objects], [0, 0]]),
+        ))  # fmt: skip
         plot_scores(nothing, tmp_path / str(objects))
         assert len(list((tmp_path / str(objects)).iterdir())) == len(PLOTS)
 

@@ -33,11 +33,11 @@ def test_pictures_come_with_what_is_certain_and_what_is_true(squares: Path, coun
     shown = detections(cfg, Detector(), "squares", count=count)
     assert len(shown) == count
     first = shown[0]
-    assert first["image"].shape == (80, 96, 3)
-    assert first["boxes"].tolist() == [[1.0, 2.0, 30.0, 40.0]]
-    assert first["truth"].shape == (3, 4)
-    assert first["labels"] == ["square"]
-    assert first["truth_labels"] == ["square"] * 3
-    assert first["crowd"] == [False] * 3
+    assert first.image.shape == (80, 96, 3)
+    assert first.boxes.tolist() == [[1.0, 2.0, 30.0, 40.0]]
+    assert first.truth.shape == (3, 4)
+    assert first.labels == ["square"]
+    assert first.truth_labels == ["square"] * 3
+    assert first.crowd == [False] * 3
     if count == 3:
-        assert [one["name"] for one in shown] == ["0.png", "4.png", "7.png"], "spread over the eight"
+        assert [one.name for one in shown] == ["0.png", "4.png", "7.png"], "spread over the eight"

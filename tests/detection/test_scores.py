@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ode_detect.detection.matching import Matches
 from ode_detect.detection.scores import POINTS, ClassScores, DetectionScores, Operating, score_detections
 from ode_detect.report.rows import ResultsError, Row
 
@@ -25,7 +26,7 @@ def scored(**changes: Any) -> DetectionScores:
         "ap50": (0.6, 0.0),
         "confusion": ((3, 0, 1), (0, 0, 1), (1, 1, 0)),
     }
-    return score_detections(**{**arguments, **changes})
+    return score_detections(Matches(**{**arguments, **changes}))
 
 
 def brute_f1(confidence: np.ndarray, hits: np.ndarray, objects: int, threshold: float) -> float:
@@ -106,7 +107,7 @@ def test_a_class_without_objects_counts_by_its_mistakes() -> None:
 
 
 def test_without_any_object_there_are_no_metrics() -> None:
-    empty = scored(objects=(0, 0), hits=(np.zeros(5, bool), np.zeros(1, bool)), ap50=(math.nan, None))
+    empty = scored(objects=(0, 0), hits=(np.zeros(5, bool), np.zeros(1, bool)), ap50=(math.nan, math.nan))
     assert empty.metrics == {}
     assert empty.overall.given.false_positives == 5
     assert empty.overall.ap50 is None

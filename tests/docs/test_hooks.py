@@ -65,6 +65,13 @@ def test_a_page_shows_the_pictures_of_results(config: MkDocsConfig, tmp_path: Pa
     assert (tmp_path / "site" / "results" / "dial_quickstart.png").stat().st_size > 1000
 
 
+def test_a_picture_is_named_as_it_lies_in_the_repository(config: MkDocsConfig, tmp_path: Path) -> None:
+    (tmp_path / "docs" / "index.md").write_text("![a dial](../results/dial_quickstart.png)\n\n<!-- other results -->\n")
+    config.plugins.on_startup(command="build", dirty=False)
+    build(config)
+    assert (tmp_path / "site" / "index.html").read_text().count('src="results/dial_quickstart.png"') == 1
+
+
 def test_a_marker_without_its_file_stops_the_build(hooks: ModuleType, config: MkDocsConfig) -> None:
     with pytest.raises(PluginError, match=r"nothing\.json"):
         hooks.on_page_markdown("<!-- results: results/nothing.json -->\n<!-- /results -->", config=config)
@@ -75,10 +82,13 @@ def test_the_table_of_configs_is_made_from_their_headers(hooks: ModuleType, tmp_
     (tmp_path / "configs" / "base" / "hidden.yaml").write_text("# Not to be run.\n")
     config = tmp_path / "configs" / "one.yaml"
     config.write_text(
-        "# A network of 1.5 M parameters,\n# small. More.\n#\n# Claim: AP50 of 0.3 | more; fast.\nTASK: x\n"
+        "# A network of 1.5 M parameters (see: Dupont et al. 2019),\n# small. More.\n#\n"
+        "# Claim: AP50 of 0.3 | more; fast.\nTASK: x\n"
     )
     table = hooks.configs(tmp_path)
-    assert table.splitlines()[2:] == ["| `one.yaml` | A network of 1.5 M parameters, small | AP50 of 0.3 \\| more |"]
+    assert table.splitlines()[2:] == [
+        "| `one.yaml` | A network of 1.5 M parameters (see: Dupont et al. 2019), small | AP50 of 0.3 \\| more |"
+    ]
     for text in (b"TASK: x\n", b"# My network.\nTASK: x\n", b"# \xe9t\xe9\n", b""):  # a user's own
         (tmp_path / "configs" / "mine.yaml").write_bytes(text)
         assert hooks.configs(tmp_path) == table

@@ -4,6 +4,7 @@ import importlib.util
 import re
 import shlex
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -20,11 +21,14 @@ FENCE = re.compile(
 )
 
 
-def blocks(language: str) -> list[tuple[str, str, str]]:
+README = {"README.md": (ROOT / "README.md").read_text(encoding="utf-8")}
+
+
+def blocks(language: str, texts: Mapping[str, str] = TEXT) -> list[tuple[str, str, str]]:
     """(page, title, code) of the fenced blocks in a language."""
     return [
         (page, found["title"] or "", found["code"])
-        for page, text in TEXT.items()
+        for page, text in texts.items()
         for found in FENCE.finditer(text)
         if found["language"] == language
     ]
@@ -32,7 +36,8 @@ def blocks(language: str) -> list[tuple[str, str, str]]:
 
 def commands() -> list[tuple[str, str]]:
     """(page, command) of the lines that run a script of ours."""
-    lines = [(page, line) for page, _, code in blocks("sh") for line in code.replace("\\\n", " ").splitlines()]
+    shown = blocks("sh", TEXT | README)
+    lines = [(page, line) for page, _, code in shown for line in code.replace("\\\n", " ").splitlines()]
     return [(page, line.strip()) for page, line in lines if re.search(r"(^| )(tools|datasets)/\w+\.py", line)]
 
 

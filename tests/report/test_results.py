@@ -180,7 +180,8 @@ def test_merge_refuses_what_cannot_be_compared(tmp_path: Path) -> None:
 
 
 def _cells(table: str) -> list[list[str]]:
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:1] == "|"]
+    lines = [line for line in table.replace("\N{NO-BREAK SPACE}", " ").splitlines() if line[:1] == "|"]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 def test_markdown_shows_mean_and_spread_over_seeds() -> None:
@@ -236,6 +237,40 @@ def test_a_wide_table_of_classifiers_shows_errors_to_a_hundredth_of_a_percent() 
     assert narrow[2][2:] == ["50.0", "1.0", "0.500"]
     with pytest.raises(ResultsError, match=r"ece.*must be a fraction"):
         _row(metrics={"ece": 1.5})
+
+
+def test_what_is_the_same_in_each_row_is_said_below_the_table() -> None:
+    rows = [
+        _row(name, role, seed, metrics={"AP": ap})
+        for name, role, ap in (("a", "ode", 0.1), ("b", "ode", 0.2))
+        for seed in (0, 1)
+    ]
+    table = to_markdown(_results(*rows))
+    assert _cells(table)[0] == ["network", "AP (%)"]
+    assert "Two seeds: mean" in table
+    assert "The same in each row: role ODE; parameters (M) 0.208; evaluations 22; latency (ms) 12.3." in table
+    assert "The same" not in to_markdown(_results(_row()))
+    alike = to_markdown(_results(_row(), _row(config="configs/b.yaml", seed=1)))
+    assert len(_cells(alike)[0]) == 7  # two configs under one name, with the same numbers: all columns stay
+
+
+def test_ratios_of_one_case_and_quantity_say_so_once() -> None:
+    rows = [_row(f"forward: {name}", metrics={}, cost={"latency_ms": 10.0}) for name in ("flow", "blocks", "loop")]
+    ratios = [
+        Comparison("forward", "forward: flow", f"forward: {name}", "latency_ms", ratio, ratio, ratio)
+        for name, ratio in (("blocks", 1.0), ("loop", 0.9))
+    ]
+    table = to_markdown(_results(*rows, comparisons=tuple(ratios)))
+    assert _cells(table)[0] == ["other", "ratio"]
+    assert "The same in each row: case forward; quantity latency (ms); ours flow: 10." in table
+
+
+def test_the_fold_of_a_table_keeps_every_clause_and_command() -> None:
+    table = to_markdown(_results(protocol="one; two <b>", command="python a.py\n```"))
+    fold = table[table.index("<details") :]
+    assert "\n- one\n- two &lt;b&gt;\n" in fold
+    assert "\n````text\npython a.py\n```\n````\n" in fold
+    assert fold.endswith("\n\n</details>")
 
 
 def test_large_and_small_costs_stay_legible() -> None:

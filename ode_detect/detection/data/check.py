@@ -28,6 +28,25 @@ from .mapper import scale_factors
 
 
 @dataclass(frozen=True)
+class Sample:
+    """One picture with its annotations.
+
+    Attributes:
+        image: RGB in 0..255, uint8, shape (H, W, 3).
+        boxes: corners ``x0, y0, x1, y1`` in pixels, shape (N, 4).
+        labels: class of each box.
+        ignored: whether a box is ignored (crowd, difficult).
+        name: caption.
+    """
+
+    image: NDArray[np.uint8]
+    boxes: NDArray[np.float64]
+    labels: Sequence[str]
+    ignored: Sequence[bool]
+    name: str
+
+
+@dataclass(frozen=True)
 class File:
     """What was found in the file of one picture.
 
@@ -90,32 +109,28 @@ class Checked:
         sizes = [np.array(a["bbox"][2:], dtype=np.float64) * by_id[a["image_id"]] for a in objects]
         return np.array(sizes, dtype=np.float64).reshape(-1, 2)
 
-    def samples(self, count: int) -> list[dict[str, Any]]:
+    def samples(self, count: int) -> list[Sample]:
         """Pictures with their annotations, evenly spread over those that can be read.
 
         Args:
             count: at most so many.
-
-        Returns:
-            For each picture: ``image`` (RGB, uint8, (H, W, 3)), ``boxes`` ((N, 4), pixels, corners), ``labels``,
-            ``ignored``, ``name``.
         """
         images = [image for image in self.content["images"] if not self.files[image["id"]].error]
         places = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
         return [self._sample(images[i]) for i in places.tolist()]
 
-    def _sample(self, image: dict[str, Any]) -> dict[str, Any]:
+    def _sample(self, image: dict[str, Any]) -> Sample:
         names = {c["id"]: c["name"] for c in self.content["categories"]}
         mine = [a for a in self.content["annotations"] if a["image_id"] == image["id"]]
         boxes = np.array([a["bbox"] for a in mine], dtype=np.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
-        return {
-            "image": read_image(self.source.images / image["file_name"], "RGB"),
-            "boxes": boxes,
-            "labels": [names[a["category_id"]] for a in mine],
-            "ignored": [bool(a["iscrowd"]) for a in mine],
-            "name": printable(image["file_name"]),
-        }
+        return Sample(
+            image=read_image(self.source.images / image["file_name"], "RGB"),
+            boxes=boxes,
+            labels=[names[a["category_id"]] for a in mine],
+            ignored=[bool(a["iscrowd"]) for a in mine],
+            name=printable(image["file_name"]),
+        )
 
 
 def check(source: Source, *, progress: Callable[[int], object] = lambda done: None) -> Checked:
@@ -123,7 +138,7 @@ def check(source: Source, *, progress: Callable[[int], object] = lambda done: No
 
     Args:
         source: where it is; the files must be there.
-        progress: is told after each picture how many are done.
+        progress: is called after each picture with how many are done.
 
     Raises:
         DatasetError: the annotations are not COCO JSON or VOC XML at all, or cannot be put in order.
@@ -184,15 +199,15 @@ def class_problems(checked: Sequence[Checked], known: int) -> list[Problem]:
 
 
 def unused(checked: Sequence[Checked]) -> list[Problem]:
-    """Picture files beside those of the data sets that none of them names."""
+    """Picture files in the folders of the data sets that none of them names."""
     suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     named: dict[Path, set[Path]] = defaultdict(set)
     for one in checked:
         named[one.source.images].update(Path(path) for _, path, _ in _pictures(one))
     notes = []
     for folder, files in named.items():
-        beside = [file for file in folder.iterdir() if file.suffix.lower() in suffixes and file not in files]
-        rest = sorted(file.name for file in beside if not file.name.startswith("."))
+        unnamed = [file for file in folder.iterdir() if file.suffix.lower() in suffixes and file not in files]
+        rest = sorted(file.name for file in unnamed if not file.name.startswith("."))
         if rest:
             notes.append(Problem(f"pictures in {folder} that no checked data set names", tuple(rest), "not used"))
     return notes

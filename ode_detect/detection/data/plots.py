@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -16,30 +15,13 @@ from numpy.typing import NDArray
 
 from ode_detect.detection.drawing import draw_boxes
 from ode_detect.report.canvas import PictureError
-from ode_detect.report.plots import COLOURS, letters_told, save_figure
+from ode_detect.report.plots import COLOURS, letters_apart, save_figure
+
+from .check import Sample
 
 _INK, _GREY, _ANCHOR, _IGNORED = "#333333", "#B8C4CE", "#D55E00", "#AAAAAA"
 _TICKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _SHOWN_CLASSES = 30
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One picture with its annotations.
-
-    Attributes:
-        image: RGB in 0..255, uint8, shape (H, W, 3).
-        boxes: corners ``x0, y0, x1, y1`` in pixels, shape (N, 4).
-        labels: class of each box.
-        ignored: whether a box is ignored (crowd, difficult).
-        name: caption.
-    """
-
-    image: NDArray[np.uint8]
-    boxes: NDArray[np.float64]
-    labels: Sequence[str]
-    ignored: Sequence[bool]
-    name: str
 
 
 def size_table(boxes: NDArray[np.float64], anchors: NDArray[np.float64]) -> str:
@@ -83,7 +65,7 @@ def plot_dataset(
     *,
     unit: str,
 ) -> None:
-    """Plot how many objects each class has, and how large they are beside the anchors.
+    """Plot how many objects each class has, and how large they are compared with the anchors.
 
     Args:
         name: the data set, for the title.
@@ -146,7 +128,7 @@ def sample_sheet(samples: Sequence[Sample], path: str | Path, *, title: str, col
         figure.figimage(pixels, left, height - top - pixels.shape[0], origin="upper")
         y += heights[row] + caption + gap if column == columns - 1 else 0
     canvas = FigureCanvasAgg(figure)
-    with letters_told():
+    with letters_apart():
         canvas.draw()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -5,21 +5,19 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.events import EventStorage
 
-import ode_detect.classification.model  # noqa: F401  registers the classifier
 from ode_detect.classification.data.mapper import BatchMapper, build_mapper
 from ode_detect.classification.data.sources import Pictures
+from ode_detect.classification.task import Classification
 from ode_detect.engine.build import autocast, build_network
 from ode_detect.engine.config import add_ode_config
 from ode_detect.engine.optimizer import build_optimizer
 from ode_detect.engine.stream import random_state_kept, seed_everything
-from ode_detect.engine.tasks import get_task
 from ode_detect.engine.trainer import Trainer
 from ode_detect.studies.timing import Case, Ratio, Side
 
@@ -113,12 +111,24 @@ def _data(cfg: CfgNode, shape: Sequence[int], count: int) -> tuple[list[dict[str
     return [{"index": index, "label": label} for index, label in enumerate(labels)], mapper
 
 
+class _InMemory(Classification):
+    """Classification of pictures that are in memory."""
+
+    def __init__(self, dicts: list[dict[str, Any]], mapper: BatchMapper) -> None:
+        self._dicts, self._mapper = dicts, mapper
+
+    def train_data(self, cfg: CfgNode) -> tuple[list[dict[str, Any]], Callable[[dict[str, Any]], Any]]:
+        return self._dicts, self._mapper
+
+    def categories(self, cfg: CfgNode) -> list[dict[str, Any]]:
+        return []
+
+
 @contextmanager
 def _steps_of_trainer(cfg: CfgNode, dicts: list[dict[str, Any]], mapper: BatchMapper) -> Iterator[Callable[[], None]]:
     """What does one iteration of `Trainer.train`, its hooks included, each time it is called."""
     seed_everything(cfg.SEED)
-    task = replace(get_task(cfg), train_data=lambda cfg: (dicts, mapper), categories=lambda cfg: [])
-    trainer = Trainer(cfg, task, lambda model: {})
+    trainer = Trainer(cfg, _InMemory(dicts, mapper), lambda model: {})
     trainer.data_loader = trainer.stream()
 
     def step() -> None:

@@ -287,7 +287,7 @@ class Dial:
         if setting != self.full:
             with self.at(setting):
                 model = copy.deepcopy(self.model)
-            if self.run.task.learn_anew(self.run.cfg, model) or setting.name in self._estimated:
+            if self.run.task.renew(self.run.cfg, model) or setting.name in self._estimated:
                 weights = str(self.folder / f"{setting.name}.pth")
                 categories = data_categories(self.run.cfg, self.run.task)
                 _save({"model": model.state_dict(), "categories": categories}, weights)

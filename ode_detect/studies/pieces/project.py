@@ -28,9 +28,10 @@ from ode_detect.ode.pieces import PiecewiseConstant
 from ode_detect.ode.refitting.distillation import distil
 from ode_detect.ode.refitting.refit import project_pieces
 from ode_detect.ode.solvers import FixedStep
+from ode_detect.report.metrics import quantity
 from ode_detect.report.ratios import Panel, plot_panels
 from ode_detect.report.results import Results
-from ode_detect.report.rows import Row, is_fraction
+from ode_detect.report.rows import Row
 from ode_detect.studies.kept import KeptRows
 from ode_detect.task import ConfigError
 
@@ -125,7 +126,7 @@ def project(cfg: CfgNode, wanted: Projection, *, command: str, config_file: str,
                     logger.info("projected on %d pieces:\n%s", count, report)
                 else:
                     _distil(run, fewer, model, batches, wanted.iterations)
-            run.task.learn_anew(run.cfg, fewer)
+            run.task.renew(run.cfg, fewer)
             own = asked.clone()
             own.MODEL.ODE.NUM_PIECES, own.MODEL.ODE.STEPS, own.MODEL.ODE.DURATION = count, steps, int(duration)
             _write_network(fewer, own, folder / name, run)
@@ -212,7 +213,7 @@ def _projection_protocol(run: Run, wanted: Projection, used: str, pieces: int) -
 
 def _plot(rows: Sequence[Row], metric: str, path: Path) -> None:
     """Quality against parameters: the checkpoint ends each curve."""
-    factor = 100.0 if is_fraction(metric) else 1.0
+    factor = quantity(metric).factor
     first, *points = ((round(row.cost["parameters"] / 1e6, 3), factor * row.metrics[metric]) for row in rows)
     curves: dict[str, list[tuple[float, float]]] = {}
     for row, point in zip(rows[1:], points, strict=True):

@@ -39,7 +39,7 @@ def test_nothing_is_wrong_with_the_squares(copy: Path) -> None:
     assert one.counts() == {"pictures": 8, "without objects": 2, "objects": 18, "ignored": 0}
     assert one.classes() == {"square": 18}
     assert len(one.samples(3)) == 3
-    assert one.samples(1)[0]["image"].shape == (80, 96, 3)
+    assert one.samples(1)[0].image.shape == (80, 96, 3)
 
 
 def test_what_is_wrong_with_pictures_is_found(copy: Path) -> None:

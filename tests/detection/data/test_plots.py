@@ -5,7 +5,8 @@ import cv2
 import numpy as np
 import pytest
 
-from ode_detect.detection.data.plots import Sample, class_table, plot_dataset, sample_sheet, size_table
+from ode_detect.detection.data.check import Sample
+from ode_detect.detection.data.plots import class_table, plot_dataset, sample_sheet, size_table
 from ode_detect.report.canvas import PictureError
 from ode_detect.report.confusion import draw_confusion
 from ode_detect.report.overlays import Line, plot_lines
