@@ -259,9 +259,8 @@ class Checkpointer(DetectionCheckpointer):
         missing = [
             n for n in coverage.missing if not self._may_lack(n) and (whole or n.startswith(bottom) or ".res5." in n)
         ]
-        dropped = [
-            n for n in coverage.unused if (m := re.search(r"\b(res[2-5])\.(\d+)\.", n)) and not _in_tail(m, emptied)
-        ]
+        blocks = {n: re.search(r"\b(res[2-5])\.(\d+)\.", n) for n in coverage.unused}
+        dropped = [n for n, block in blocks.items() if block and not _in_tail(block, emptied)]
         if self.allow_partial or not (missing or dropped or coverage.misfits):
             return
         lines = [f"{name}: {theirs} in the file, {ours} here" for name, theirs, ours in coverage.misfits]
