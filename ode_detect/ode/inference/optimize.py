@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ode_detect.ode.block import ODEBlock
+from ode_detect.ode.difference import TINY, difference
 from ode_detect.ode.gradients import Reversible, needs_gradient, scheme_for
 from ode_detect.ode.names import check_name
 from ode_detect.ode.pieces import PiecewiseConstant
@@ -259,11 +260,7 @@ def relative_errors(expected: dict[str, Tensor], given: dict[str, Tensor]) -> di
     """For each tensor, the norm of the difference divided by the norm of what was expected."""
     if not expected:
         raise ValueError("outputs are compared, and the model returns no tensors; give an example for which it does.")
-    errors = {}
-    for name, wanted in expected.items():
-        scale = wanted.double().norm().clamp(min=torch.finfo(torch.float32).tiny)
-        errors[name] = float((given[name].double() - wanted.double()).norm() / scale)
-    return errors
+    return {name: difference([wanted], [given[name]]).relative_norm(TINY) for name, wanted in expected.items()}
 
 
 class _Cast:
