@@ -8,7 +8,7 @@ from ode_detect.engine.build import build_network
 from ode_detect.engine.config import flat, load_config, read_config_file
 from ode_detect.engine.tasks import TASKS
 from ode_detect.ode import Adaptive, FixedStep
-from ode_detect.ode.dial import flows_of
+from ode_detect.ode.flows import flows_of
 from ode_detect.task import ConfigError
 
 from ..conftest import QUICKSTART, ROOT, our_configs
