@@ -27,7 +27,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from ode_detect.threads import describe_waiting
+from .threads import describe_waiting
 
 Status = Literal["ok", "note", "bad"]
 

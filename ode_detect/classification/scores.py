@@ -16,15 +16,7 @@ from ode_detect.media.files import write_text
 from ode_detect.report.confusion import draw_confusion
 from ode_detect.report.metrics import quantity
 from ode_detect.report.plots import COLOURS, DPI, INK, Curve, save_figure, style_axes
-from ode_detect.report.rows import (
-    ResultsError,
-    build,
-    built_from,
-    check_count,
-    check_fraction,
-    check_types,
-    read_json,
-)
+from ode_detect.report.rows import ResultsError, build, built_from, check_count, check_fraction, check_types, read_json
 
 PLOTS = ("confusion.png", "reliability.png")
 # Of more classes than these a table shows the worst and the best.

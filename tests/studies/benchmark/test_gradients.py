@@ -2,14 +2,7 @@ import pytest
 import torch
 
 from ode_detect.studies.benchmark import gradients
-from ode_detect.studies.benchmark.gradients import (
-    BACKPROP,
-    BINOMIAL,
-    CHECKPOINT,
-    COUPLED,
-    MODES,
-    REVERSIBLE,
-)
+from ode_detect.studies.benchmark.gradients import BACKPROP, BINOMIAL, CHECKPOINT, COUPLED, MODES, REVERSIBLE
 from ode_detect.studies.timing import measure
 
 
