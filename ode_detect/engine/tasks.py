@@ -14,8 +14,7 @@ TASKS: dict[str, Task] = {}
 
 
 def register_task(task: Task) -> None:
-    """Make a task known, so that configs can name it, trainer and tools run it, its keys are config keys, and its
-    metrics are shown as it says.
+    """Make a task known: configs can name it and have its keys, trainer and tools run it, its metrics have their names.
 
     Raises:
         ValueError: there is one of its name.

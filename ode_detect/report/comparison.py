@@ -148,10 +148,10 @@ def differences(compared: Compared) -> Table | None:
     groups = []
     for name, quantities in _quantities(compared):
         lines = []
-        for quantity in quantities:
-            cells = tuple(_against(compared, network, quantity) for network in shown)
+        for one in quantities:
+            cells = tuple(_against(compared, network, one) for network in shown)
             if any(cell.text for cell in cells):
-                lines.append(Line(title(quantity).replace(" (%)", " (points)"), cells))
+                lines.append(Line(title(one).replace(" (%)", " (points)"), cells))
         if lines:
             groups.append((name, tuple(lines)))
     columns = tuple((n.name, f"{ROLE_WORDS[n.role]} against {compared.twins[n.name]}") for n in shown)
