@@ -6,7 +6,7 @@ import copy
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -189,4 +189,4 @@ def _infer(model: nn.Module, batches: Iterator[list[Any]]) -> object:
 
 def _with_throughput(row: Row, size: int) -> Row:
     rate = 1000 * size / row.cost["latency_ms"]
-    return Row(row.name, row.role, row.seed, row.config, row.metrics, {**row.cost, "pictures_per_second": rate})
+    return replace(row, cost={**row.cost, "pictures_per_second": rate})

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from ode_detect.engine.config import load_config
-from ode_detect.engine.run import open_run
+from ode_detect.engine.run import open_evaluation, open_training
 from ode_detect.engine.train import evaluate, load_network, train
 from ode_detect.ode import Adaptive, FixedStep
 from ode_detect.ode.flows import flows_of
+from ode_detect.report.protocol import in_words
 from ode_detect.report.results import Results
 from ode_detect.studies.compare.compare import Request, compare
 from ode_detect.studies.compare.measure import Loaded
@@ -31,17 +32,15 @@ def networks(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("turned")
     for config in CONFIGS:
         cfg = load_config(config, words(shapes, folder / Path(config).stem / "seed_0"))
-        train(open_run(cfg, command="train", config_file=config, resume=False), resume=False)
+        train(open_training(cfg, command="train", config_file=config, resume=False), resume=False)
     return folder
 
 
 def loaded(shapes: Path, networks: Path, config: str, role: str) -> Loaded:
-    run = open_run(
+    run = open_evaluation(
         load_config(config, words(shapes, networks / Path(config).stem / "seed_0")),
         command="",
         config_file=config,
-        resume=False,
-        evaluating=True,
     )
     return Loaded("it", role, run, load_network(run)[0])
 
@@ -93,4 +92,4 @@ def test_a_comparison_holds_what_was_turned(shapes: Path, networks: Path, tmp_pa
     ode, ablation = results.rows
     assert {"top1_half_step", "top1_other_method"} <= ode.metrics.keys()
     assert "top1_half_step" not in ablation.metrics
-    assert "networks with seed 0, twice the steps" in results.protocol
+    assert "networks with seed 0, twice the steps" in in_words(results.protocol)
