@@ -31,7 +31,7 @@ from .measure import MANY, ONE, PICTURES, STEP, Loaded, TrainingStep, sizes, tim
 from .runs import differing_keys, plan
 from .turned import CHANGES, TURNED, turned
 
-logger = logging.getLogger("ode_detect.engine")
+logger = logging.getLogger("ode_detect.studies")
 
 
 @dataclass(frozen=True)

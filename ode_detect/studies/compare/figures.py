@@ -23,7 +23,7 @@ from ode_detect.task import Task
 
 from .measure import Loaded
 
-logger = logging.getLogger("ode_detect.engine")
+logger = logging.getLogger("ode_detect.studies")
 
 # A data set of many classes has curves for each of them.
 MOST_CURVES = 12

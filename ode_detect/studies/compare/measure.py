@@ -24,7 +24,7 @@ from ode_detect.report.results import Comparison, Row
 from ode_detect.studies.process_memory import growth, keep_freed_memory
 from ode_detect.studies.timing import Case, Ratio, Side, measure
 
-logger = logging.getLogger("ode_detect.engine")
+logger = logging.getLogger("ode_detect.studies")
 
 # Of a test set, at most so many pictures are timed; so many at once tell the throughput.
 PICTURES, BATCH = 20, 8

@@ -41,7 +41,7 @@ from ode_detect.report.results import Results, Row
 from ode_detect.studies.kept import check_marks, marks
 from ode_detect.task import ConfigError
 
-logger = logging.getLogger("ode_detect.engine")
+logger = logging.getLogger("ode_detect.studies")
 
 # What was evaluated, in the folder of a dial.
 _KEPT = "evaluations.json"

@@ -35,7 +35,7 @@ from ode_detect.report.rows import Row, is_fraction
 from ode_detect.studies.kept import KeptRows
 from ode_detect.task import ConfigError
 
-logger = logging.getLogger("ode_detect.engine")
+logger = logging.getLogger("ode_detect.studies")
 
 # The projection is solved for on so many training batches; distillation has all that it is given.
 FITTED_BATCHES = 4
