@@ -1,7 +1,7 @@
 """What is installed, what this machine can do, and what to do about what is missing: ``python -m ode_detect.doctor``.
 
-Imports the standard library only; everything else is imported inside a check, so that a broken installation is a row
-of the table instead of a traceback.
+Imports the standard library only, and `ode_detect.threads`, which does the same; everything else is imported inside a
+check, so that a broken installation is a row of the table instead of a traceback.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
+
+from .threads import describe_waiting
 
 Status = Literal["ok", "note", "bad"]
 
@@ -306,6 +308,7 @@ def check_cpu() -> Iterator[Check]:
     yield Check("CPU", "ok", cpu_model())
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Check("cores", "ok", f"{usable} usable of {os.cpu_count()}; {_threads()}")
+    yield check_waiting(_read("/proc/self/maps"))
     memory = memory_bytes()
     yield Check("memory", "ok", f"{memory / 2**30:.1f} GiB") if memory else Check("memory", "note", "unknown")
     yield check_instruction_sets(cpu_flags())
@@ -316,6 +319,20 @@ def _threads() -> str:
         return f"torch uses {_import('torch').get_num_threads()} threads"
     except Exception:
         return "torch's threads unknown"
+
+
+def check_waiting(maps: str) -> Check:
+    """How threads wait for each other, and whether the OpenMP that torch has loaded reads that.
+
+    Args:
+        maps: the files that this process has mapped, as Linux lists them; "" where that is unknown.
+    """
+    name, setting = "threads that wait", describe_waiting()
+    loaded = set(re.findall(r"/lib(gomp|iomp5|omp)\b", maps))
+    if loaded == {"gomp"}:
+        return Check(name, "ok", setting)
+    found = " and ".join(f"lib{one}" for one in sorted(loaded)) or "unknown"
+    return Check(name, "note", f"{setting}; GNU OpenMP reads it, and the OpenMP of this torch is {found}")
 
 
 def check_instruction_sets(flags: set[str]) -> Check:
@@ -329,7 +346,7 @@ def check_instruction_sets(flags: set[str]) -> Check:
 
 
 def check_bfloat16() -> Check:
-    """Is mixed precision faster here? Measured, because flags do not tell."""
+    """Is mixed precision faster here? Measured, because flags do not say."""
     name = "bfloat16"
     try:
         ratio = measure_bfloat16()

@@ -18,6 +18,7 @@ from torch import nn
 
 from ode_detect.media.errors import DatasetError
 from ode_detect.report.examples import Examples
+from ode_detect.report.metrics import Quantity
 from ode_detect.report.plots import Curve
 
 Example = dict[str, Any]
@@ -61,6 +62,7 @@ class Task(ABC):
         name: as in the config.
         metric: the main metric, as the evaluator calls it. The best checkpoint is chosen by it.
         better: "max" if a higher value is better, "min" if a lower one is.
+        quantities: the metrics: how they are called and shown.
         plotted: the metrics that are plotted over the training.
         plot_file: name of that plot in the run folder.
         sheet_file: name of the pictures with predictions there.
@@ -69,6 +71,7 @@ class Task(ABC):
     name: str
     metric: str
     better: str = "max"
+    quantities: tuple[Quantity, ...] = ()
     plotted: tuple[str, ...] = ()
     plot_file: str = "metrics.png"
     sheet_file: str = "predictions.jpg"
@@ -215,7 +218,7 @@ class Task(ABC):
 
     @abstractmethod
     def examples(self, cfg: CfgNode, model: nn.Module, name: str, count: int) -> Examples:
-        """Pictures from all over a data set, drawn one by one to be laid beside those of other networks."""
+        """Pictures from all over a data set, drawn one by one, to be compared with those of other networks."""
 
     # Use
 

@@ -291,3 +291,26 @@ def test_without_any_package_it_still_prints_a_table() -> None:
     assert finished.stderr == ""
     assert "bad   torch " in finished.stdout
     assert finished.stdout.splitlines()[-1].startswith("Not ready: ")
+
+
+def test_how_threads_wait_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    (row,) = [row for row in doctor.check_cpu() if row.name == "threads that wait"]
+    assert row.found.startswith("GOMP_SPINCOUNT=7 (of your environment)")
+
+
+@pytest.mark.parametrize(
+    ("maps", "status", "said"),
+    [
+        ("7f0 r-xp 0 fe:00 1  /site-packages/torch/lib/libgomp.so.1\n7f1 r-xp 0 fe:00 1  /lib/libcomplex.so", "ok", ""),
+        ("7f0 r-xp 0 fe:00 1  /lib/libgomp-24e2ab19.so.1.0.0", "ok", ""),
+        ("7f0 r-xp 0 fe:00 1  /conda/lib/libiomp5.so", "note", "the OpenMP of this torch is libiomp5"),
+        ("/lib/libgomp.so.1\n/lib/libomp.so", "note", "the OpenMP of this torch is libgomp and libomp"),
+        ("", "note", "the OpenMP of this torch is unknown"),
+    ],
+)
+def test_another_openmp_than_the_one_that_reads_the_setting_is_a_note(maps: str, status: str, said: str) -> None:
+    row = doctor.check_waiting(maps)
+    assert row.status == status
+    assert row.found.endswith(said)

@@ -1,78 +1,103 @@
+"""What a task has without saying anything."""
+
+import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
-from detectron2.data import DatasetCatalog
-from detectron2.structures import Boxes, Instances
+from torch import nn
 
-from ode_detect.detection.curves import PLOTS
-from ode_detect.detection.matching import Matches
-from ode_detect.detection.scores import DetectionScores, score_detections
-from ode_detect.engine.config import add_ode_config, load_config
-from ode_detect.engine.tasks import TASKS, get_task
-from ode_detect.ode.names import UnknownNameError
-
-from .conftest import QUICKSTART, overrides_for
+from ode_detect.media.errors import DatasetError
+from ode_detect.task import ConfigError, Predictor, Task
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_a_task_goes_by_the_name_that_the_config_gives_it(name: str) -> None:
+def least(kind: type) -> Any:
+    """An object of an abstract class, whose abstract methods do nothing."""
+    methods = dict.fromkeys(kind.__abstractmethods__, lambda self, *arguments: None)  # type: ignore[attr-defined]
+    return type("Least", (kind,), {"name": "least", "metric": "part/AbsRel", **methods})()
+
+
+@pytest.fixture
+def task() -> Task:
+    return least(Task)
+
+
+def test_what_must_be_there_is_asked_for() -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        Task()  # type: ignore[abstract]
+    assert {"register", "require", "train_data", "test_loader", "evaluator", "metrics", "predictor"} <= (
+        Task.__abstractmethods__
+    )
+    assert {"example", "records", "draw"} == Predictor.__abstractmethods__
+
+
+def test_most_tasks_have_nothing_to_add(task: Task, tmp_path: Path) -> None:
     cfg = get_cfg()
-    add_ode_config(cfg)
-    cfg.TASK = name
-    task = get_task(cfg)
-    assert task.name == name
-    assert "/" in task.metric
-
-
-def test_the_quickstart_data_is_registered() -> None:
-    cfg = get_cfg()
-    add_ode_config(cfg)
-    get_task(cfg)
-    assert {"trees_train", "trees_test"} <= set(DatasetCatalog.list())
-
-
-def test_an_unknown_task_tells_those_that_exist() -> None:
-    cfg = get_cfg()
-    add_ode_config(cfg)
-    cfg.TASK = "detect"
-    with pytest.raises(UnknownNameError, match="detection"):
-        get_task(cfg)
-
-
-def test_what_the_evaluator_wrote_becomes_a_table_plots_and_curves(tmp_path: Path) -> None:
-    task = TASKS["detection"]
-    assert (task.table(tmp_path), list(task.curves(tmp_path))) == ("", [])
+    before = cfg.dump()
+    task.add_config(cfg)
+    task.check_config(cfg)
+    task.check_test(cfg)
+    assert cfg.dump() == before
+    assert (task.categories(cfg), task.table(tmp_path), task.curves(tmp_path)) == ([], "", ())
     task.plot(tmp_path)
     assert not list(tmp_path.iterdir())
-    matches = Matches(
-        iou=0.5, threshold=0.5, names=("cell",), objects=(2,), confidence=(np.array([0.9, 0.4]),),
-        hits=(np.array([True, False]),), ap50=(0.5,), confusion=np.array([[1, 1], [0, 0]]),
-    )  # fmt: skip
-    score_detections(matches).write(tmp_path / "scores.json")
-    assert "cell" in task.table(tmp_path)
-    assert [curve.ylabel for curve in task.curves(tmp_path)] == ["Precision", "F1"]
-    task.plot(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"scores.json", *PLOTS}
+    assert task.class_rows(nn.Linear(2, 2), [1, 0]) == {}
+    assert task.score == "AbsRel"
 
 
-def test_the_evaluator_of_boxes_writes_scores_in_place_of_those_of_before(squares: Path, tmp_path: Path) -> None:
-    cfg = load_config(QUICKSTART, overrides_for(squares, tmp_path))
-    task = get_task(cfg)
-    task.check_test(cfg)
-    (tmp_path / "scores.json").write_text("of before")
-    evaluator = task.evaluator(cfg, "squares", str(tmp_path))
-    assert not (tmp_path / "scores.json").exists()
-    evaluator.reset()
-    nothing = Instances(
-        (80, 96), pred_boxes=Boxes(torch.zeros(0, 4)), scores=torch.zeros(0), pred_classes=torch.zeros(0)
-    )
-    for record in DatasetCatalog.get("squares"):
-        evaluator.process([record], [{"instances": nothing}])
-    metrics = task.metrics(evaluator.evaluate())
-    scores = DetectionScores.read(tmp_path / "scores.json")
-    assert scores.overall.given.false_negatives == 18
-    assert metrics["AP50"] == metrics["recall"] == 0
-    assert set(scores.metrics) <= set(metrics)
+@pytest.mark.parametrize(
+    ("call", "advice"),
+    [
+        (lambda task: task.classes_in({}), "SAMPLER_TRAIN TrainingSampler"),
+        (lambda task: task.optimize(nn.Linear(1, 1), []), "the task least are not made faster"),
+        (lambda task: task.augmented(get_cfg(), nn.Linear(1, 1)), "set TEST.AUG.ENABLED False"),
+    ],
+)
+def test_what_a_task_cannot_do_is_an_error_that_says_what_to_set(
+    task: Task, call: Callable[[Task], Any], advice: str
+) -> None:
+    with pytest.raises(ValueError, match=advice):
+        call(task)
+
+
+def test_a_predictor_has_no_classes_and_no_words() -> None:
+    predictor: Predictor = least(Predictor)
+    assert (predictor.categories, predictor.words(np.zeros(1))) == ((), "")
+
+
+def test_a_model_without_anything_to_forget_is_not_completed_again(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task, "after_training", lambda *_: pytest.fail("nothing to complete"))
+    assert task.renew(get_cfg(), nn.Linear(1, 1)) is False
+
+
+@pytest.mark.parametrize("error", [None, DatasetError("no pictures"), FloatingPointError("NaN"), KeyError("other")])
+def test_a_model_is_completed_again_in_evaluation_or_stays_forgotten(
+    task: Task, error: Exception | None, monkeypatch: pytest.MonkeyPatch, said: pytest.LogCaptureFixture
+) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(2)).train()
+    seen = []
+
+    def complete(cfg: Any, given: nn.Module) -> None:
+        seen.append((given is model, given.training, torch.is_grad_enabled()))
+        if error:
+            raise error
+
+    monkeypatch.setattr(task, "forget", lambda model: True)
+    monkeypatch.setattr(task, "after_training", complete)
+    with said.at_level(logging.WARNING):
+        if isinstance(error, KeyError):
+            with pytest.raises(KeyError):
+                task.renew(get_cfg(), model)
+        else:
+            assert task.renew(get_cfg(), model) is True
+    assert seen == [(True, False, False)]
+    expected = isinstance(error, (DatasetError, FloatingPointError))
+    assert ("will not know its training pictures" in said.text) is expected
+
+
+def test_a_wrong_config_is_a_wrong_value() -> None:
+    assert issubclass(ConfigError, ValueError)

@@ -3,7 +3,7 @@
 
 Examples:
     python tools/compare.py --config-file configs/detection/bccd.yaml --roles ode twin ablation --seeds 2 --train
-    python tools/compare.py --config-file configs/detection/bccd.yaml --networks bccd_shared bccd_pieces bccd_twin --train
+    python tools/compare.py --config-file configs/detection/bccd.yaml --networks bccd_shared bccd_pieces --train
     python tools/compare.py --configs a.yaml b.yaml c.yaml --seeds 3 3 1 --train
     python tools/compare.py --configs a.yaml b.yaml --weights a.pth b.pth --output output/a_and_b
     python tools/compare.py --configs a.yaml b.yaml --train SOLVER.MAX_ITER 100 OUTPUT_DIR output/short

@@ -21,7 +21,6 @@ import shlex
 import sys
 from typing import TYPE_CHECKING
 
-from ode_detect.engine import distributed
 from ode_detect.engine.launch import parse_anywhere, run_tool
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> None:
     """Parse, start the other processes if there are any, and work."""
-    from ode_detect.engine import processes
+    from ode_detect.engine import distributed, processes
     from ode_detect.engine.config import load_config
     from ode_detect.engine.scaling import check_batch
 

@@ -25,7 +25,7 @@ class Answers:
     Attributes:
         names: The classes.
         labels: The true class of each picture, an index.
-        classes: The most likely classes of each, the first first.
+        classes: The most likely classes of each, most likely first.
         probabilities: Of them, in [0, 1].
         far: Whether each is unlike the training pictures; () if that is unknown.
 
@@ -53,7 +53,7 @@ class Answers:
                 f"labels and classes must be indices of {len(self.names)} names, and each picture needs a class; found "
                 f"{sorted(indices - set(range(len(self.names))))[:3]}. Evaluate again."
             )
-        # There may be a quarter of a million: only those out of range are told about.
+        # There may be a quarter of a million: only those out of range are reported.
         for probability in (p for row in self.probabilities for p in row if not 0 <= p <= 1):
             check_fraction("a probability", probability)
 

@@ -20,7 +20,7 @@ def add_classification_config(cfg: CfgNode) -> None:
     # Share of the target that is spread over all classes, in [0, 1).
     cfg.MODEL.CLASSIFIER.LABEL_SMOOTHING = 0.0
 
-    # Share of the training pictures that a classifier is not trained on: they tell what is like the training pictures
+    # Share of the training pictures that a classifier is not trained on: they show what is like the training pictures
     # and new all the same (TEST.FAMILIAR_SHARE).
     cfg.DATASETS.HELD_OUT = 0.02
 

@@ -23,7 +23,7 @@ CLASSIFICATION_LEGEND = (
 _BAR, _OTHER_BARS = "#0072B2", "#A9CCE3"
 # The longer side of a picture on a sheet: those below are enlarged, those above are made smaller.
 _LEAST, _MOST = 112, 224
-# Of a single picture: below this it is enlarged, for letters to be read beside it.
+# Of a single picture: below this it is enlarged, for letters next to it to be readable.
 _SMALL = 320
 # Up to this side a picture is enlarged as the squares that its pixels are.
 _PIXELS = 64
@@ -38,7 +38,7 @@ class Classified:
 
     Attributes:
         image: RGB in 0..255, uint8, shape (H, W, 3).
-        labels: Names of the most likely classes, the first first; at least one.
+        labels: Names of the most likely classes, most likely first; at least one.
         probabilities: Of them, in [0, 1].
         truth: Name of the true class; None if it is unknown.
         far: Whether the picture is unlike the training pictures.
@@ -91,7 +91,7 @@ def draw_classified(
 
 
 def show_classified(picture: Classified) -> Drawn:
-    """Draw one picture with its bars, framed by whether it is right, to be laid beside those of other networks."""
+    """Draw one picture with its bars, framed by whether it is right, to be compared with those of other networks."""
     said = f"{picture.labels[0]} {picture.probabilities[0]:.2f}"
     if picture.truth is not None:
         said += ", right" if picture.right else f", wrong: it is {picture.truth}"

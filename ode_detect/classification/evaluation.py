@@ -42,7 +42,7 @@ def build_evaluator(cfg: CfgNode, name: str, record: Record = lambda scores, ans
     names = MetadataCatalog.get(name).get("thing_classes") or [f"class {index}" for index in range(count)]
     if len(names) != count:
         raise DatasetError(
-            f"a network is evaluated on the classes that it tells apart; it has {count}, and {name} has {len(names)}. "
+            f"a network is evaluated on its own classes; it has {count}, and {name} has {len(names)}. "
             f"Set MODEL.CLASSIFIER.NUM_CLASSES to {len(names)} and train, or take the data set it was trained for."
         )
     return ClassificationEvaluator(names, record)

@@ -36,7 +36,7 @@ class Familiarity(nn.Module):
         self.register_buffer("means", torch.zeros(classes, channels))
         self.register_buffer("whitening", torch.zeros(channels, channels))
         self.register_buffer("threshold", torch.tensor(0.0))
-        # The whitened means: with 1,000 classes to compute them anew would cost as much as a ResNet-50.
+        # The whitened means: with 1,000 classes to compute them each time would cost as much as a ResNet-50.
         self.register_buffer("_centres", torch.zeros(classes, channels), persistent=False)
 
     @property

@@ -19,7 +19,7 @@ _MOST = 10_000
 
 
 def finish_classifier(cfg: CfgNode, model: Classifier) -> None:
-    """Let the classifier know the features of its training pictures, so that it can tell pictures unlike them.
+    """Let the classifier know the features of its training pictures, so that it can recognise pictures unlike them.
 
     Args:
         cfg: for the training data, and ``TEST.FAMILIAR_SHARE``.

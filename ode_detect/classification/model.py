@@ -71,7 +71,7 @@ class Classifier(nn.Module):
             )
         if num_classes < 2:
             raise ValueError(
-                f"a classifier tells two classes or more apart, and MODEL.CLASSIFIER.NUM_CLASSES is {num_classes}; "
+                f"a classifier has two classes or more, and MODEL.CLASSIFIER.NUM_CLASSES is {num_classes}; "
                 "give the data a folder for each class, and set it to their number."
             )
         for key, share in (("DROPOUT", dropout), ("LABEL_SMOOTHING", label_smoothing)):

@@ -14,18 +14,9 @@ from tabulate import tabulate
 
 from ode_detect.media.files import write_text
 from ode_detect.report.confusion import draw_confusion
+from ode_detect.report.metrics import quantity
 from ode_detect.report.plots import COLOURS, DPI, INK, Curve, save_figure, style_axes
-from ode_detect.report.rows import (
-    ResultsError,
-    build,
-    built_from,
-    check_count,
-    check_fraction,
-    check_types,
-    read_json,
-    shown_as,
-)
-from ode_detect.report.tables import heading
+from ode_detect.report.rows import ResultsError, build, built_from, check_count, check_fraction, check_types, read_json
 
 PLOTS = ("confusion.png", "reliability.png")
 # Of more classes than these a table shows the worst and the best.
@@ -195,7 +186,7 @@ def plot_reliability(scores: ClassificationScores, path: str | Path) -> None:
     style_axes(lower, "", "Pictures")
     upper.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="")
     lower.bar(left[filled], counts[filled], color="#BBBBBB", **bars)
-    # Most pictures lie in the last bin: the others would vanish beside it.
+    # Most pictures lie in the last bin: the others would be invisible next to it.
     lower.set_yscale("log")
     lower.yaxis.set(major_formatter="{x:g}", minor_formatter=NullFormatter())
     lower.set_ylim(0.7, max(2 * counts.max(initial=1), 10))
@@ -217,5 +208,6 @@ def _line(one: ClassFigures) -> list[str]:
 
 
 def _in_words(name: str, value: float) -> str:
-    factor, form = shown_as(name)
-    return f"{heading(name).removesuffix(' (%)')} {factor * value:{form}}" + (" %" if factor > 1 else "")
+    shown = quantity(name)
+    number = f"{shown.factor * value:.{shown.digits}f}"
+    return f"{shown.heading.removesuffix(' (%)')} {number}" + (" %" if shown.is_fraction else "")

@@ -23,6 +23,7 @@ from .config import add_classification_config
 from .data import datasets
 from .drawing import CLASSIFICATION_LEGEND, Classified, prediction_sheet, show_classified
 from .finish import finish_classifier
+from .metrics import METRICS
 from .model import Classifier
 from .optimize import optimize_classifier
 from .predict import ClassificationPredictor
@@ -39,6 +40,7 @@ class Classification(Task):
     name = "classification"
     metric = "classification/top1"
     plotted = ("classification/top1", "classification/error")
+    quantities = METRICS
     plot_file = "accuracy.png"
 
     def add_config(self, cfg: CfgNode) -> None:

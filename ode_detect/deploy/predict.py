@@ -32,7 +32,7 @@ from ode_detect.media import Input, VideoError, VideoReader, VideoWriter, find_i
 from ode_detect.media.files import whole
 from ode_detect.media.images import read_image
 from ode_detect.ode import Adaptive
-from ode_detect.ode.dial import flows_of
+from ode_detect.ode.flows import flows_of
 from ode_detect.task import ConfigError, Example, Predictor
 
 from .drawings import DRAWN, drawn_paths, frames_path, refuse_overwriting, write_picture

@@ -77,8 +77,8 @@ def metrics(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 class BoxEvaluator(COCOEvaluator):
     """Detectron2's COCO evaluator, which also hands on what pycocotools matched.
 
-    For any data set: annotations that are not COCO JSON are converted anew each time. An object marked ``difficult`` is
-    ignored. A detection with a score or box that is not finite is left out. A detector that finds nothing has AP 0.
+    For any data set: annotations that are not COCO JSON are converted again each time. An object marked ``difficult``
+    is ignored. A detection with a score or box that is not finite is left out. A detector that finds nothing has AP 0.
 
     The arguments are those of `build_evaluator`.
     """

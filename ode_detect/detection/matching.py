@@ -132,10 +132,11 @@ def load_detections(truth: COCO, found: list[dict[str, Any]]) -> COCO:
 def complete(truth: COCO) -> None:
     """Make annotations such that pycocotools counts them all, in place.
 
-    Masks, key points and areas that are none are mended and told, for data sets that Detectron2 has read by itself. Ids
-    become 1, 2, ...: pycocotools takes an object with id 0 for not found, and loses one of two with the same id. What
-    many tools leave out is put in: ``iscrowd`` 0, and the area of the box. What is ``difficult`` is ignored. Where some
-    objects have masks or key points, those without have the outline of their box, and no key point to be found.
+    Masks, key points and areas that are none are mended with a warning, for data sets that Detectron2 has read by
+    itself. Ids become 1, 2, ...: pycocotools takes an object with id 0 for not found, and loses one of two with the
+    same id. What many tools leave out is put in: ``iscrowd`` 0, and the area of the box. What is ``difficult`` is
+    ignored. Where some objects have masks or key points, those without have the outline of their box, and no key
+    point to be found.
     """
     images = {image["id"]: image for image in truth.dataset["images"]}
     raw = truth.dataset.get("annotations", [])

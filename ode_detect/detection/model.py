@@ -1,4 +1,4 @@
-"""What is registered with Detectron2 for detection, beside the backbones: the head of C4 detectors."""
+"""Registered with Detectron2 for detection, in addition to the backbones: the head of C4 detectors."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def detections(cfg: CfgNode, model: nn.Module, name: str, *, count: int) -> list
     Returns:
         The pictures, with predictions and ground truth.
     """
-    records = read_dataset([name], tell=False)
+    records = read_dataset([name], log=False)
     classes = MetadataCatalog.get(name).thing_classes
     places = np.linspace(0, len(records) - 1, min(count, len(records))).round().astype(int)
     mapper = Mapper(cfg, is_train=False)

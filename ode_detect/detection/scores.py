@@ -132,7 +132,7 @@ class DetectionScores:
         iou: Overlap from which a detection is on an object.
         threshold: The score threshold that was given; the confusion matrix is at this one.
         classes: One after the other.
-        overall: Detections and objects of all classes in one heap (micro average).
+        overall: Detections and objects of all classes pooled (micro average).
         labels: Names of the classes, then "background".
         confusion: Counts, ``confusion[true][predicted]`` in the order of ``labels``: row "background" holds detections
             on no object, column "background" objects without a detection. Objects and detections are matched

@@ -21,6 +21,7 @@ from .config import add_detection_config
 from .curves import plot_scores, summary_curves
 from .data import datasets
 from .matching import Matches
+from .metrics import METRICS
 from .model import head_name
 from .optimize import optimize_detector
 from .scores import DetectionScores, score_detections
@@ -34,6 +35,7 @@ class Detection(Task):
     name = "detection"
     metric = "bbox/AP50"
     plotted = ("bbox/AP", "bbox/AP50")
+    quantities = METRICS
     plot_file = "ap.png"
     sheet_file = "detections.jpg"
 

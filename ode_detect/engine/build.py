@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from ode_detect.media.errors import DatasetError
 from ode_detect.ode import ODEBlock
-from ode_detect.ode.dial import set_solvers
+from ode_detect.ode.dial import SolverChange, set_solvers
 from ode_detect.task import ConfigError, Task
 
 from .config import flow_settings, tolerances
@@ -68,7 +68,7 @@ def build_network(cfg: CfgNode) -> nn.Module:
         if cfg.MODEL.CHANNELS_LAST:
             _to_channels_last(model)
         if cfg.MODEL.ODE.FLOWS and cfg.MODEL.ODE.ROLE == "ode":
-            set_solvers(model, steps=steps, method=methods, **tolerances(cfg))
+            set_solvers(model, SolverChange(steps=steps, method=methods, **tolerances(cfg)))
         return model
 
 

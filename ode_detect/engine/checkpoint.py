@@ -1,4 +1,4 @@
-"""Checkpoints: pretrained ResNets into ODE networks, what was loaded told, a bad fit refused."""
+"""Checkpoints: pretrained ResNets into ODE networks, with a report of what was loaded; a bad fit is refused."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class Checkpointer(DetectionCheckpointer):
         if not Path(path).is_file():
             raise CheckpointError(
                 f"the run goes on from {path}, which is not there. Write the name of another checkpoint in that folder "
-                "into its file last_checkpoint, or begin anew in another OUTPUT_DIR."
+                "into its file last_checkpoint, or begin again in another OUTPUT_DIR."
             )
         if _iteration(path) is None:
             say_unreadable(Path(path), "it is cut short or damaged")
@@ -259,9 +259,8 @@ class Checkpointer(DetectionCheckpointer):
         missing = [
             n for n in coverage.missing if not self._may_lack(n) and (whole or n.startswith(bottom) or ".res5." in n)
         ]
-        dropped = [
-            n for n in coverage.unused if (m := re.search(r"\b(res[2-5])\.(\d+)\.", n)) and not _in_tail(m, emptied)
-        ]
+        blocks = {n: re.search(r"\b(res[2-5])\.(\d+)\.", n) for n in coverage.unused}
+        dropped = [n for n, block in blocks.items() if block and not _in_tail(block, emptied)]
         if self.allow_partial or not (missing or dropped or coverage.misfits):
             return
         lines = [f"{name}: {theirs} in the file, {ours} here" for name, theirs, ours in coverage.misfits]

@@ -1,4 +1,4 @@
-"""Config keys of ours beside Detectron2's, and loading a config with messages that help."""
+"""Config keys that Detectron2 does not have, and loading a config with messages that help."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def flow_settings(cfg: CfgNode) -> tuple[dict[str, int], dict[str, str]]:
 
 
 def tolerances(cfg: CfgNode) -> dict[str, Any]:
-    """What a method of torchdiffeq is given where it takes the place of fixed steps: arguments of `set_solvers`."""
+    """What a method of torchdiffeq is given where it takes the place of fixed steps: fields of a `SolverChange`."""
     ode = cfg.MODEL.ODE
     return {"rtol": ode.RTOL, "atol": ode.ATOL, "max_evaluations": ode.MAX_EVALUATIONS}
 

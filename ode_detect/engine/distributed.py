@@ -16,7 +16,7 @@ Value = TypeVar("Value")
 
 
 class ProcessFailedError(Exception):
-    """A process that was started ended with an error, which it has told itself.
+    """A process that was started ended with an error, which it has reported itself.
 
     Attributes:
         code: the exit code.
@@ -39,12 +39,12 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def first_to_tell() -> bool:
-    """Whether this process is the first one of the run that asks: what goes wrong in all of them is told once."""
+def first_to_report() -> bool:
+    """Whether this process is the first one of the run that asks: what goes wrong in all of them is reported once."""
     if not dist.is_initialized():
         return not started_by_torchrun() or os.environ["LOCAL_RANK"] == "0"
     try:
-        return bool(dist.distributed_c10d._get_default_store().add("told", 1) == 1)
+        return bool(dist.distributed_c10d._get_default_store().add("reported", 1) == 1)
     except RuntimeError:  # The process that keeps the count, the first of machine 0, has ended before.
         return os.environ["LOCAL_RANK"] == "0"
 

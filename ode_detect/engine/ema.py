@@ -17,7 +17,7 @@ from .distributed import broadcast_state
 _STATISTICS = ("running_mean", "running_var")
 
 
-class HandedOut(HookBase):
+class AveragedWeights(HookBase):
     """The weights that a run evaluates and hands out: an exponential moving average of those that it trains.
 
     The network has the weights that are trained, but in `in_place`. In the last iteration it gets the average for good,

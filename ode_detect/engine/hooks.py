@@ -21,7 +21,7 @@ from ode_detect.ode import SolveRecord, record_solves
 
 from .checkpoint import Checkpointer
 from .distributed import agreed
-from .ema import HandedOut
+from .ema import AveragedWeights
 
 
 class Interrupted(KeyboardInterrupt):
@@ -103,12 +103,12 @@ class RecordSolves(HookBase):
 class BestCheckpointer(hooks.BestCheckpointer):
     """Detectron2's, which saves what is handed out, and remembers the best score across a resume."""
 
-    def __init__(self, handed_out: HandedOut, *arguments: Any, **more: Any) -> None:
+    def __init__(self, averaged_weights: AveragedWeights, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
-        self._handed_out = handed_out
+        self._average = averaged_weights
 
     def _best_checking(self) -> None:
-        with self._handed_out.in_place():
+        with self._average.in_place():
             super()._best_checking()
 
     def state_dict(self) -> dict[str, Any]:

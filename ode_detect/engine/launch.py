@@ -11,6 +11,8 @@ import warnings
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from ode_detect.threads import set_waiting
+
 # The order in which `ode_detect.engine.train.fill` looks for weights.
 WEIGHTS_HELP = "a checkpoint; otherwise MODEL.WEIGHTS if overridden, else the run in OUTPUT_DIR, else MODEL.WEIGHTS"
 # What the words of a flag are, for `parse_anywhere`.
@@ -21,13 +23,14 @@ def run_tool(main: Callable[[list[str]], None], arguments: list[str]) -> int:
     """Run a tool.
 
     Args:
-        main: the tool; it imports Detectron2 itself, not the module that it stands in.
+        main: the tool; it imports torch and Detectron2 itself, not the module that it stands in.
         arguments: its command line.
 
     Returns:
         Exit code: 0 done, 2 a mistake that the message explains, 130 stopped by the user; a tool that can go on says so
         in the `KeyboardInterrupt` that it raises.
     """
+    set_waiting()  # before the first import of torch
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files may hold bytes that are no UTF-8
             stream.reconfigure(errors="backslashreplace")
@@ -46,7 +49,7 @@ def run_tool(main: Callable[[list[str]], None], arguments: list[str]) -> int:
     from ode_detect.report.results import ResultsError
     from ode_detect.task import ConfigError
 
-    from .distributed import ProcessFailedError, another_is_gone, first_to_tell
+    from .distributed import ProcessFailedError, another_is_gone, first_to_report
     from .weights import CheckpointError
 
     mistakes = (ConfigError, CheckpointError, ConversionError, DatasetError, SolveError, UnknownNameError)
@@ -60,11 +63,11 @@ def run_tool(main: Callable[[list[str]], None], arguments: list[str]) -> int:
         return _fail(_cure(error) or f"{error}. {advice}")
     except FloatingPointError as error:
         return _fail(
-            f"{error}\nA resumed run would come to the same end. Begin anew in another OUTPUT_DIR, with a lower "
+            f"{error}\nA resumed run would come to the same end. Begin again in another OUTPUT_DIR, with a lower "
             "SOLVER.BASE_LR or with SOLVER.CLIP_GRADIENTS.ENABLED True; MODEL.WEIGHTS may name the last checkpoint."
         )
     except KeyboardInterrupt as stop:
-        if first_to_tell():
+        if first_to_report():
             print(str(stop) or "stopped.", file=sys.stderr)
         return 130
     except ProcessFailedError as failed:
@@ -99,9 +102,9 @@ def _cure(error: Exception) -> str:
 
 
 def _fail(message: str) -> int:
-    from .distributed import first_to_tell
+    from .distributed import first_to_report
 
-    if first_to_tell():
+    if first_to_report():
         print(f"error: {message}", file=sys.stderr)
     return 2
 

@@ -131,7 +131,7 @@ def _check_device(local: int, device: str, source: str) -> None:
     if device == "cpu":
         return
     there = torch.cuda.device_count()
-    # That there is none at all is told when the network is built.
+    # That there is none at all is an error when the network is built.
     if there and local > there:
         raise ConfigError(f"each GPU has one process, and {source} is {local} for {there} GPUs; give {there}.")
     if local > 1 and device != "cuda":

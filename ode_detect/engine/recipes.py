@@ -145,13 +145,8 @@ def to_markdown(root: Path, configs: str) -> str:
         name = file.relative_to(root).as_posix()
         flags = " --eval-only" if any("--eval-only" in line for line in commands(file)) else ""
         for recipe in read_recipes(file).values():
-            words = [
-                "--config-file",
-                name,
-                *recipe.keys,
-                *(("OUTPUT_DIR", f"output/{recipe.name}") if recipe.keys else ()),
-            ]
-            command = f"python tools/train_net.py{flags} {shlex.join(words)}"
+            keys = [*recipe.keys, "OUTPUT_DIR", f"output/{recipe.name}"] if recipe.keys else []
+            command = f"python tools/train_net.py{flags} {shlex.join(['--config-file', name, *keys])}"
             rows.append(f"| {recipe.name} | {_sentence(recipe.about)} | `{command}` |")
     return "\n".join(rows)
 

@@ -59,7 +59,7 @@ def _seeded(draw: Callable[..., Any], key: tuple[int, ...], pictures: int) -> Ca
     calls = itertools.count()
 
     def seeded(*arguments: Any, **more: Any) -> Any:
-        # A second pass in the same iteration draws anew.
+        # A second pass in the same iteration draws again.
         time, picture = divmod(next(calls), pictures)
         torch.manual_seed(_seed(*key, time, picture * comm.get_world_size() + comm.get_rank()))
         return draw(*arguments, **more)

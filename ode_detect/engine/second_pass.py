@@ -1,4 +1,4 @@
-"""Training for the dial: beside each pass at the full steps one at drawn steps, which learns from the first."""
+"""Training for the dial: after each pass at the full steps a second one at drawn steps, which learns from the first."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage, get_event_storage
 from torch import Tensor, nn
 
-from ode_detect.ode.dial import flows_of, set_solvers, solver_override
+from ode_detect.ode.dial import SolverChange, chosen_solvers, solver_override
+from ode_detect.ode.flows import flows_of
 from ode_detect.ode.observation import Call, calls_seen
 from ode_detect.ode.statistics import statistics_kept
 
@@ -62,7 +63,7 @@ class SecondPass:
         self._calls: list[Call] = []
         for steps in self._steps:
             for method in self._methods or [None]:
-                set_solvers(model, steps=steps, method=method, **self._tolerances, dry=True)
+                chosen_solvers(model, SolverChange(steps=steps, method=method, **self._tolerances))
 
     @contextmanager
     def watched(self) -> Iterator[None]:

@@ -7,19 +7,25 @@ from detectron2.config import CfgNode
 from ode_detect.classification.task import CLASSIFICATION
 from ode_detect.detection.task import DETECTION
 from ode_detect.ode.names import check_name
+from ode_detect.report.metrics import declare
 from ode_detect.task import Task
 
-TASKS: dict[str, Task] = {task.name: task for task in (DETECTION, CLASSIFICATION)}
+TASKS: dict[str, Task] = {}
 
 
 def register_task(task: Task) -> None:
-    """Make a task known, so that configs can name it, trainer and tools run it, and its keys are config keys.
+    """Make a task known: configs can name it and have its keys, trainer and tools run it, its metrics have their names.
 
     Raises:
         ValueError: there is one of its name.
     """
     if TASKS.setdefault(task.name, task) is not task:
         raise ValueError(f"a task has a name of its own, and there is one called {task.name!r} already; rename it.")
+    declare(*task.quantities)
+
+
+for _task in (DETECTION, CLASSIFICATION):
+    register_task(_task)
 
 
 def get_task(cfg: CfgNode) -> Task:

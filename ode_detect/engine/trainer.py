@@ -23,13 +23,16 @@ from .build import autocast, build_network, config_errors, on_gpu, training_stre
 from .checkpoint import Checkpointer
 from .classes import match_classes
 from .distributed import agreed, average_gradients, averaged, broadcast_state, data_parallel, from_main
-from .ema import HandedOut
+from .ema import AveragedWeights
 from .hooks import BestCheckpointer, IterationTimer, PeriodicCheckpointer, RecordSolves, StopOnSignal, WatchBoxes
 from .metrics import LogWriter
 from .optimizer import build_optimizer, build_scheduler, optimizer_state, parameter_names
 from .sampling import drawn_by_picture, seed_iteration, shared_generator
 from .second_pass import make_second_pass
 from .weights import CheckpointError
+
+# Hooks whose state older checkpoints have under another name.
+_RENAMED_HOOKS = {"HandedOut": "AveragedWeights"}
 
 
 class Trainer(SimpleTrainer):
@@ -53,7 +56,7 @@ class Trainer(SimpleTrainer):
             optimizer = build_optimizer(cfg, model)
             self.scheduler = build_scheduler(cfg, optimizer)
             self._second = make_second_pass(cfg, model)
-            handed_out = HandedOut(model, decay=cfg.SOLVER.EMA_DECAY, finish=partial(task.after_training, cfg))
+            average = AveragedWeights(model, decay=cfg.SOLVER.EMA_DECAY, finish=partial(task.after_training, cfg))
         self._cfg, self._task = cfg, task
         # A second backward pass would come after the gradients of the first have been averaged.
         parallel = model if self._second else data_parallel(cfg, model)
@@ -73,7 +76,7 @@ class Trainer(SimpleTrainer):
         self.seconds = 0.0
         self.last_results: dict[str, Any] = {}
         self._loaded = False
-        self.register_hooks(self._hooks_for(handed_out, evaluate))
+        self.register_hooks(self._hooks_for(average, evaluate))
 
     def resume_or_load(self, *, resume: bool) -> None:
         """Go on from the run folder's last checkpoint, or begin with ``MODEL.WEIGHTS``."""
@@ -156,7 +159,9 @@ class Trainer(SimpleTrainer):
         names = parameter_names(self.optimizer, self._network)
         rates = self.scheduler.base_lrs
         saved = optimizer_state(self.optimizer, state_dict["optimizer"], names, state_dict.get("parameters"))
-        super().load_state_dict({**state_dict, "optimizer": saved})
+        # Hooks of older checkpoints go by the names that they had.
+        states = {_RENAMED_HOOKS.get(name, name): state for name, state in state_dict.get("hooks", {}).items()}
+        super().load_state_dict({**state_dict, "optimizer": saved, **({"hooks": states} if states else {})})
         self.scheduler.base_lrs = rates
         if self.iter < self.max_iter:  # The schedule has no rates after its end.
             for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
@@ -181,13 +186,13 @@ class Trainer(SimpleTrainer):
     def _add_gradients(self, loss: Tensor) -> None:
         self._scaler.scale(loss).backward()
 
-    def _hooks_for(self, handed_out: HandedOut, evaluate: Callable[[nn.Module], dict[str, Any]]) -> list[HookBase]:
+    def _hooks_for(self, average: AveragedWeights, evaluate: Callable[[nn.Module], dict[str, Any]]) -> list[HookBase]:
         cfg, model, period = self._cfg, self._network, self._cfg.TEST.EVAL_PERIOD
 
         def evaluate_kept() -> dict[str, Any]:
             if self.iter + 1 == self.max_iter:
                 return {}  # The last iteration failed; others may be waiting for this process elsewhere.
-            with handed_out.in_place():
+            with average.in_place():
                 broadcast_state(model)  # The statistics of BatchNorm are those of each process.
                 self.last_results = evaluate(model)
             return self.last_results
@@ -197,14 +202,14 @@ class Trainer(SimpleTrainer):
             hooks.LRScheduler(),
             RecordSolves(model),
             WatchBoxes(),
-            handed_out,
+            average,
             hooks.EvalHook(period, evaluate_kept),
         ]
         if comm.is_main_process():
             chosen += [
                 # Before the checkpoints, which know how far it came.
                 LogWriter(cfg),
-                BestCheckpointer(handed_out, period, self.checkpointer, self._task.metric, mode=self._task.better),
+                BestCheckpointer(average, period, self.checkpointer, self._task.metric, mode=self._task.better),
                 PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD),
             ]
         return [*chosen, StopOnSignal(self.checkpointer)]

@@ -19,7 +19,7 @@ from PIL import Image
 from .errors import DatasetError
 
 logger = logging.getLogger("ode_detect.media")
-# Kinds of files that were told to hold several frames.
+# Kinds of files for which a warning was given: they hold several frames.
 _TOLD: set[str] = set()
 
 _ORIENTATION = 0x0112
@@ -53,7 +53,7 @@ def read_image(path: str | Path, format: str = "BGR", *, upright: bool = True) -
     """Read a picture as training, test and prediction see it.
 
     It is turned upright by its EXIF tag. Grey, palette, 1-bit and CMYK become colour; of 16 bits the upper 8 are kept;
-    what is transparent is laid on white. Of several frames the first is read; for the first animation this is told.
+    what is transparent is laid on white. Of several frames the first is read, with a warning for the first animation.
 
     Args:
         path: a BMP, GIF, JPEG, PNG, TIFF, WebP or one of a few others that Pillow knows, whatever its extension says.

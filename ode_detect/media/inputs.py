@@ -55,8 +55,8 @@ def find_inputs(given: Sequence[str], *, skip: Sequence[str] = ()) -> Found:
 
     Args:
         given: files, folders, globs (with ``**`` for any subfolders).
-        skip: names of folders that are not searched when one of the files that follow stands beside them:
-            ``("drawn", "predictions.json")`` leaves out a ``drawn`` beside a ``predictions.json``.
+        skip: names of folders that are not searched when one of the files that follow is in the same folder:
+            ``("drawn", "predictions.json")`` leaves out a ``drawn`` next to a ``predictions.json``.
     """
     files: dict[str, Path] = {}
     problems: list[tuple[str, str]] = []

@@ -37,7 +37,7 @@ def is_file(path: Path) -> bool:
 def by_stem(folder: Path, suffixes: Iterable[str]) -> dict[str, list[str]]:
     """The files of a folder that have one of these suffixes, in any case: `same_name` of the stem -> names, sorted.
 
-    Hidden files are left out: macOS puts a ``._p1.xml`` beside each ``p1.xml`` on drives of other systems.
+    Hidden files are left out: macOS puts a ``._p1.xml`` next to each ``p1.xml`` on drives of other systems.
     """
     wanted = frozenset(suffixes)
     found: dict[str, list[str]] = {}

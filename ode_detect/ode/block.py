@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import threading
-import warnings
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ode_detect.ode.backward.recompute import trained, without_trace
+from ode_detect.ode.backward.recompute import without_trace
 
 from .adaptive import Solver
 from .errors import NonFiniteStateError
 from .gradients import Auto, Backprop, Gradient, Reversible, check_solvable, make_gradient, needs_gradient
-from .memory import KeptBytes, MemoryReport, is_watched, plan
+from .memory import MemoryReport, solve_within_budget
 from .pieces import Lasting, duration_of
 from .randomness import random_layers
 from .solve import solve, states
 from .solvers import FixedStep
 from .tally import Observer, Tally
-
-_log = logging.getLogger(__name__)
 
 
 class ODEBlock(Lasting):
@@ -179,23 +174,17 @@ class ODEBlock(Lasting):
     @torch.compiler.disable
     def _solve_and_measure(self, h: Tensor, tally: Tally | None, budget: int) -> Tensor:
         assert isinstance(self.solver, FixedStep)
-        device = h.device.type
-        precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        asked = (h.requires_grad, len(trained(self.field)), self.training)
-        kind = (id(self.field), h.shape, h.dtype, h.device, precision, self.solver, self.duration, budget, asked)
-        report = self._plans.get(kind)
-        if report is None:
-            report = plan(self.field, h, solver=self.solver, duration=self.duration, budget=budget)
-            if not report.fits:
-                warnings.warn(f"no exact gradient of {self.name!r} fits its memory budget: {report}", stacklevel=2)
-        if report.measured is not None or is_watched():
-            out = self._solve_by(report.chosen.gradient, h, tally)
-        else:
-            with KeptBytes([*self.field.parameters(), *self.field.buffers(), h]) as kept:
-                out = self._solve_by(report.chosen.gradient, h, tally)
-            report = replace(report, measured=kept.bytes)
-            _log.info("memory of %s: %s", self.name, report)
-        self.memory = self._plans[kind] = report
+        out, self.memory = solve_within_budget(
+            lambda gradient: self._solve_by(gradient, h, tally),
+            self.field,
+            h,
+            solver=self.solver,
+            duration=self.duration,
+            budget=budget,
+            training=self.training,
+            plans=self._plans,
+            block=self.name,
+        )
         return out
 
     def _checked(self, h: Tensor, out: Tensor, tally: Tally | None = None) -> Tensor:

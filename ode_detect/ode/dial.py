@@ -1,4 +1,4 @@
-"""The dial: another solver for the flows of a trained model, and the BatchNorm statistics that go with it."""
+"""The dial: another solver for the flows of a trained model, for good or while a context lasts."""
 
 from __future__ import annotations
 
@@ -18,6 +18,119 @@ from .names import check_name
 from .solvers import PROJECTIONS, TABLEAUS, FixedStep, Tableau, check_count
 
 T = TypeVar("T")
+
+# The method of `LeftOut`, which is no way to solve a flow.
+LEFT_OUT = "left_out"
+
+
+@dataclass(frozen=True)
+class LeftOut(FixedStep):
+    """Some blocks of a residual network, the others left out: the baseline for fewer steps through all of them.
+
+    Steps of size 1, as those of the network, at evenly spread whole times; in between the state stays as it is.
+
+    Attributes:
+        method: "left_out".
+        steps: blocks that are kept, at most as many as the flow lasts.
+        projection: as for `FixedStep`.
+
+    Raises:
+        ValueError: as for `FixedStep`; when it is solved, a flow that does not last a whole time of ``steps`` or more.
+    """
+
+    method: str = LEFT_OUT
+
+    def __post_init__(self) -> None:
+        check_name(self.method, (LEFT_OUT,), "method of LeftOut")
+        check_name(self.projection, PROJECTIONS, "projection")
+        check_count("steps", self.steps, "at least one block is kept")
+
+    @property
+    def tableau(self) -> Tableau:
+        """Euler's coefficients."""
+        return TABLEAUS["euler"]
+
+    def grid(self, duration: float) -> Iterator[tuple[float, float]]:
+        """Start and end of each block that is kept."""
+        blocks = round(duration)
+        if blocks != duration or self.steps > blocks:
+            raise ValueError(
+                f"of the blocks of a flow at most all are kept, and {self.steps} were asked for of a flow that lasts "
+                f"{duration:g}; give fewer steps, and one piece for each block."
+            )
+        for index in range(self.steps):
+            start = (2 * index + 1) * blocks // (2 * self.steps)
+            yield float(start), float(start + 1)
+
+
+@dataclass(frozen=True)
+class SolverChange:
+    """A change of the solvers of a model's flows. Projection and tolerances of an adaptive solver stay what they are.
+
+    Attributes:
+        steps: steps over the whole time, >= 1; or a mapping from flow to steps, which leaves the other flows alone.
+        method: "euler", "midpoint", "heun", "rk4", a method of torchdiffeq, or "left_out", which runs some blocks of a
+            converted network and leaves out the others; or a mapping from flow to method.
+        flow: change only these flows, by path, by block name or by whole words of one ("res4"); None changes all. It
+            goes with one number and one method: a mapping names its flows itself.
+        rtol: relative tolerance of a flow that leaves fixed steps for a method of torchdiffeq; None is `Adaptive`'s.
+        atol: its absolute tolerance.
+        max_evaluations: the most evaluations in a solve of it.
+
+    Raises:
+        ValueError: neither steps nor a method.
+    """
+
+    steps: int | Mapping[str, int] | None = None
+    method: str | Mapping[str, str] | None = None
+    flow: str | Sequence[str] | None = None
+    rtol: float | None = None
+    atol: float | None = None
+    max_evaluations: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps is None and self.method is None:
+            raise ValueError(
+                "a solver is changed by its steps or its method, and neither was given; give steps or method."
+            )
+
+
+def chosen_solvers(model: nn.Module, change: SolverChange) -> dict[str, Solver]:
+    """Return the new solver of each flow that a change names, by path. The model stays as it is.
+
+    Raises:
+        ValueError: a model without flows, an unknown flow or method, fewer than 1 step, steps for a method that
+            chooses its own, an adaptive method for a flow that is projected or solved reversibly, or a flow that is
+            named twice.
+    """
+    flows = flows_of(model)
+    names = flow_names(flows)
+    steps, method = _per_flow(flows, change.flow, change.steps), _per_flow(flows, change.flow, change.method)
+    chosen = {
+        path: changed_solver(
+            block.solver,
+            steps=steps.get(path),
+            method=method.get(path),
+            rtol=change.rtol,
+            atol=change.atol,
+            max_evaluations=change.max_evaluations,
+            block=names[path],
+        )
+        for path, block in flows.items()
+        if path in steps or path in method
+    }
+    for path, solver in chosen.items():
+        check_solvable(flows[path].gradient, solver, names[path], gradient_needed=False)
+    return chosen
+
+
+def set_solvers(model: nn.Module, change: SolverChange) -> dict[str, Solver]:
+    """Change the solvers of flows for good; returns and raises what `chosen_solvers` does."""
+    chosen = chosen_solvers(model, change)
+    flows = flows_of(model)
+    for path, solver in chosen.items():
+        flows[path].solver = solver
+    return chosen
 
 
 @contextmanager
@@ -61,23 +174,14 @@ def solver_override(
             chooses its own, an adaptive method for a flow that is projected or solved reversibly, neither steps nor a
             method, or a flow that is named twice.
     """
-    solvers = set_solvers(
-        model,
-        steps=steps,
-        method=method,
-        flow=flow,
-        rtol=rtol,
-        atol=atol,
-        max_evaluations=max_evaluations,
-        dry=True,
-    )
-    with solved_by(model, solvers):
+    change = SolverChange(steps, method, flow, rtol, atol, max_evaluations)
+    with solved_by(model, chosen_solvers(model, change)):
         yield
 
 
 @contextmanager
 def solved_by(model: nn.Module, solvers: Mapping[str, Solver]) -> Iterator[None]:
-    """As `solver_override`, with the solver of each flow by its path, as `set_solvers` gives them."""
+    """As `solver_override`, with the solver of each flow by its path, as `chosen_solvers` returns them."""
     flows = flows_of(model)
     before = {path: flows[path].solver for path in solvers}
     try:
@@ -87,58 +191,6 @@ def solved_by(model: nn.Module, solvers: Mapping[str, Solver]) -> Iterator[None]
     finally:
         for path, solver in before.items():
             flows[path].solver = solver
-
-
-def set_solvers(
-    model: nn.Module,
-    *,
-    steps: int | Mapping[str, int] | None = None,
-    method: str | Mapping[str, str] | None = None,
-    flow: str | Sequence[str] | None = None,
-    rtol: float | None = None,
-    atol: float | None = None,
-    max_evaluations: int | None = None,
-    dry: bool = False,
-) -> dict[str, Solver]:
-    """Change the solvers of flows for good; arguments and errors as for `solver_override`.
-
-    Args:
-        model: see `solver_override`.
-        steps: see `solver_override`.
-        method: see `solver_override`.
-        flow: see `solver_override`.
-        rtol: see `solver_override`.
-        atol: see `solver_override`.
-        max_evaluations: see `solver_override`.
-        dry: only say what would be set.
-
-    Returns:
-        The new solver of each flow that was named, by path.
-    """
-    if steps is None and method is None:
-        raise ValueError("a solver is changed by its steps or its method, and neither was given; give steps or method.")
-    flows = flows_of(model)
-    names = flow_names(flows)
-    by_steps, by_method = _per_flow(flows, flow, steps), _per_flow(flows, flow, method)
-    chosen = {
-        path: changed_solver(
-            block.solver,
-            steps=by_steps.get(path),
-            method=by_method.get(path),
-            rtol=rtol,
-            atol=atol,
-            max_evaluations=max_evaluations,
-            block=names[path],
-        )
-        for path, block in flows.items()
-        if path in by_steps or path in by_method
-    }
-    for path, solver in chosen.items():
-        check_solvable(flows[path].gradient, solver, names[path], gradient_needed=False)
-    if not dry:
-        for path, solver in chosen.items():
-            flows[path].solver = solver
-    return chosen
 
 
 def check_method(name: str) -> bool:
@@ -235,47 +287,3 @@ def _per_flow(
             )
         found[path] = name, each
     return {path: each for path, (_, each) in found.items()}
-
-
-# Of `LeftOut`, which is no way to solve a flow.
-LEFT_OUT = "left_out"
-
-
-@dataclass(frozen=True)
-class LeftOut(FixedStep):
-    """Some blocks of a residual network, the others left out: what fewer steps through all of them are held against.
-
-    Steps of size 1, as those of the network, at evenly spread whole times; in between the state stays as it is.
-
-    Attributes:
-        method: "left_out".
-        steps: blocks that are kept, at most as many as the flow lasts.
-        projection: as for `FixedStep`.
-
-    Raises:
-        ValueError: as for `FixedStep`; when it is solved, a flow that does not last a whole time of ``steps`` or more.
-    """
-
-    method: str = LEFT_OUT
-
-    def __post_init__(self) -> None:
-        check_name(self.method, (LEFT_OUT,), "method of LeftOut")
-        check_name(self.projection, PROJECTIONS, "projection")
-        check_count("steps", self.steps, "at least one block is kept")
-
-    @property
-    def tableau(self) -> Tableau:
-        """Euler's."""
-        return TABLEAUS["euler"]
-
-    def grid(self, duration: float) -> Iterator[tuple[float, float]]:
-        """Start and end of each block that is kept."""
-        blocks = round(duration)
-        if blocks != duration or self.steps > blocks:
-            raise ValueError(
-                f"of the blocks of a flow at most all are kept, and {self.steps} were asked for of a flow that lasts "
-                f"{duration:g}; give fewer steps, and one piece for each block."
-            )
-        for index in range(self.steps):
-            start = (2 * index + 1) * blocks // (2 * self.steps)
-            yield float(start), float(start + 1)

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,10 @@ from ode_detect.ode.backward.recompute import Unchanged, check_differentiated_on
 
 from .adaptive import OURS, Adaptive, Solver, takes_steps
 from .errors import NonFiniteStateError, SolveError, StepUnderflowError, TooManyEvaluationsError
+from .gradients import Adjoint
 from .pieces import segments_of
 from .solvers import TABLEAUS, Tableau, advance, grid_point, runge_kutta_step
 from .tally import Tally
-
-if TYPE_CHECKING:
-    from .gradients import Adjoint
 
 # torchdiffeq would go to 12, where explicit Adams methods are stable for hardly any step.
 _ADAMS_ORDER = 5

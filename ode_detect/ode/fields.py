@@ -69,8 +69,18 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "silu": F.silu, "softplus": F.softplus}
 
 
-class _Conv(nn.Conv2d):
-    """Convolution, then its normalisation in ``self.norm``; unless told, a bias only where that brings none."""
+class NormedConv2d(nn.Conv2d):
+    """A convolution that keeps H and W, and its normalisation ``norm``.
+
+    Args:
+        inputs: channels that it takes.
+        outputs: channels that it gives.
+        kernel: height and width of the kernel, odd.
+        norm: as in `BasicField`.
+        groups: groups of channels that are convolved apart.
+        dilation: distance of the kernel's taps, in cells.
+        bias: whether there is a bias; None is where the normalisation brings none.
+    """
 
     def __init__(
         self,
@@ -91,6 +101,7 @@ class _Conv(nn.Conv2d):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Convolve and normalise (N, C, H, W)."""
         return self.norm(self._conv_forward(x, self.weight, self.bias))
 
     def start_at_zero(self) -> None:
@@ -115,8 +126,8 @@ class BasicField(nn.Module):
     def __init__(self, *, channels: int, norm: Norm = "GN", activation: str = "relu", dilation: int = 1) -> None:
         super().__init__()
         self.activation = _activation(activation)
-        self.conv1 = _Conv(channels, channels, 3, norm=norm, dilation=dilation)
-        self.conv2 = _Conv(channels, channels, 3, norm=norm, dilation=dilation)
+        self.conv1 = NormedConv2d(channels, channels, 3, norm=norm, dilation=dilation)
+        self.conv2 = NormedConv2d(channels, channels, 3, norm=norm, dilation=dilation)
         self.conv2.start_at_zero()
 
     def forward(self, t: float | Tensor, h: Tensor) -> Tensor:
@@ -151,9 +162,9 @@ class BottleneckField(nn.Module):
         super().__init__()
         width = bottleneck_channels if bottleneck_channels is not None else max(channels // 4, 1)
         self.activation = _activation(activation)
-        self.conv1 = _Conv(channels, width, 1, norm=norm)
-        self.conv2 = _Conv(width, width, 3, norm=norm, groups=groups, dilation=dilation)
-        self.conv3 = _Conv(width, channels, 1, norm=norm)
+        self.conv1 = NormedConv2d(channels, width, 1, norm=norm)
+        self.conv2 = NormedConv2d(width, width, 3, norm=norm, groups=groups, dilation=dilation)
+        self.conv3 = NormedConv2d(width, channels, 1, norm=norm)
         self.conv3.start_at_zero()
 
     def forward(self, t: float | Tensor, h: Tensor) -> Tensor:
@@ -177,8 +188,8 @@ class PreactField(nn.Module):
         super().__init__()
         self.activation = _activation(activation)
         self.norm = make_norm(norm, channels)
-        self.conv1 = _Conv(channels, channels, 3, norm=norm, dilation=dilation)
-        self.conv2 = _Conv(channels, channels, 3, norm="none", dilation=dilation, bias=norm == "none")
+        self.conv1 = NormedConv2d(channels, channels, 3, norm=norm, dilation=dilation)
+        self.conv2 = NormedConv2d(channels, channels, 3, norm="none", dilation=dilation, bias=norm == "none")
         self.conv2.start_at_zero()
 
     def forward(self, t: float | Tensor, h: Tensor) -> Tensor:
@@ -204,8 +215,8 @@ class ConcatConvField(nn.Module):
         super().__init__()
         self.activation = _activation(activation)
         self.norm = make_norm(norm, channels)
-        self.conv1 = _Conv(channels + 1, channels, 3, norm=norm, dilation=dilation, bias=True)
-        self.conv2 = _Conv(channels + 1, channels, 3, norm=norm, dilation=dilation, bias=True)
+        self.conv1 = NormedConv2d(channels + 1, channels, 3, norm=norm, dilation=dilation, bias=True)
+        self.conv2 = NormedConv2d(channels + 1, channels, 3, norm=norm, dilation=dilation, bias=True)
         self.conv2.start_at_zero()
 
     def forward(self, t: float | Tensor, h: Tensor) -> Tensor:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import warnings
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ode_detect.ode.backward.recompute import summing_in_float32, version_of, without_trace
+from ode_detect.ode.backward.recompute import summing_in_float32, trained, version_of, without_trace
 from ode_detect.ode.backward.schedules import evaluations_to_reverse, places_kept
 
 from .errors import GradientError
@@ -19,6 +22,8 @@ from .randomness import draws_masks
 from .solve import in_precision_of_state
 from .solvers import FixedStep
 from .tables import table
+
+_log = logging.getLogger(__name__)
 
 
 class KeptBytes:
@@ -173,6 +178,54 @@ def plan(field: nn.Module, h: Tensor, *, solver: FixedStep, duration: float, bud
         ways.append(next((way for way in reversed(few) if way.peak <= budget), few[0]))
     chosen = next((way for way in ways if way.peak <= budget), min(ways, key=lambda way: way.peak))
     return MemoryReport(budget=budget, predictions=tuple(ways), chosen=chosen)
+
+
+def solve_within_budget(
+    solve: Callable[[Gradient], Tensor],
+    field: nn.Module,
+    h: Tensor,
+    *,
+    solver: FixedStep,
+    duration: float,
+    budget: int,
+    training: bool,
+    plans: dict[Any, MemoryReport],
+    block: str,
+) -> tuple[Tensor, MemoryReport]:
+    """Solve in the fastest exact way to a gradient within a budget; each kind of solve is planned and measured once.
+
+    Args:
+        solve: solves with the gradient that it is given.
+        field: the vector field.
+        h: the state at time 0, (N, C, H, W).
+        solver: fixed steps.
+        duration: the end of time.
+        budget: bytes that may be held for the backward pass at any time.
+        training: whether the block is in training mode.
+        plans: what was planned so far, by the kind of solve; this kind is added.
+        block: name for the log and for the warning that nothing fits.
+
+    Returns:
+        The state at the end of time, and what was predicted, chosen and measured.
+    """
+    device = h.device.type
+    precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    asked = (h.requires_grad, len(trained(field)), training)
+    kind = (id(field), h.shape, h.dtype, h.device, precision, solver, duration, budget, asked)
+    report = plans.get(kind)
+    if report is None:
+        report = plan(field, h, solver=solver, duration=duration, budget=budget)
+        if not report.fits:
+            warnings.warn(f"no exact gradient of {block!r} fits its memory budget: {report}", stacklevel=2)
+    if report.measured is not None or is_watched():
+        out = solve(report.chosen.gradient)
+    else:
+        with KeptBytes([*field.parameters(), *field.buffers(), h]) as kept:
+            out = solve(report.chosen.gradient)
+        report = replace(report, measured=kept.bytes)
+        _log.info("memory of %s: %s", block, report)
+    plans[kind] = report
+    return out, report
 
 
 @dataclass(frozen=True)

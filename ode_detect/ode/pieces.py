@@ -2,11 +2,12 @@
 
 A field whose weights do not vary is *constant*. The two containers here make a field of K fields:
 `PiecewiseConstant` hands over from one to the next, `HatFunctions` blends neighbours linearly. Both last K units of
-time unless told otherwise, so that N Euler steps over N pieces have step size 1 and are N residual blocks.
+time by default, so that N Euler steps over N pieces have step size 1 and are N residual blocks.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -180,6 +181,51 @@ def parameters_and_buffers(module: nn.Module) -> dict[str, Tensor]:
 def shapes_of(module: nn.Module) -> dict[str, torch.Size]:
     """The shapes of parameters and buffers, by name: equal for modules that can be blended."""
     return {name: tensor.shape for name, tensor in parameters_and_buffers(module).items()}
+
+
+def halved(field: nn.Module, duration: float) -> nn.Module:
+    """A field of the same weights over time in twice the pieces; ``duration`` is that of constant weights."""
+    if isinstance(field, HatFunctions) and len(field.knots) > 1:
+        knots = list(field.knots)
+        for index in reversed(range(1, len(knots))):
+            knots.insert(index, blended(knots[index - 1 : index + 1], [0.5, 0.5]))
+        return HatFunctions(knots, duration=field.duration)
+    if isinstance(field, PiecewiseConstant | HatFunctions):
+        pieces, duration = parts_of(field), field.duration
+    else:
+        pieces = [field]
+    twice = [part for piece in pieces for part in (piece, copy.deepcopy(piece))]
+    return (HatFunctions if isinstance(field, HatFunctions) else PiecewiseConstant)(twice, duration=duration)
+
+
+def are_alike(pieces: Sequence[nn.Module]) -> bool:
+    """Whether fields are of the same build, so that they can be blended."""
+    return all(shapes_of(piece) == shapes_of(pieces[0]) for piece in pieces)
+
+
+def blended(pieces: Sequence[nn.Module], weights: Sequence[float]) -> nn.Module:
+    """A copy of the first piece with the weighted mean of the floating-point tensors of all."""
+    blend = copy.deepcopy(pieces[0])
+    tensors = [parameters_and_buffers(piece) for piece in pieces]
+    for name, tensor in parameters_and_buffers(blend).items():
+        if tensor.is_floating_point():
+            parts = [weight * other[name].detach() for weight, other in zip(weights, tensors, strict=True) if weight]
+            tensor.detach().copy_(torch.stack(parts).sum(dim=0))
+    return blend
+
+
+def parts_of(field: nn.Module) -> list[nn.Module]:
+    """The pieces or knots of a field that has them."""
+    assert isinstance(field, PiecewiseConstant | HatFunctions)
+    return list(field.pieces if isinstance(field, PiecewiseConstant) else field.knots)
+
+
+def shares_at(field: PiecewiseConstant | HatFunctions, t: float) -> list[tuple[int, float]]:
+    """The pieces or knots that act at time ``t``, as (index, weight); the weights sum to 1."""
+    if isinstance(field, PiecewiseConstant):
+        return [(field.index(t), 1.0)]
+    left, weight = field.between(t)
+    return [(k, share) for k, share in ((left, 1.0 - weight), (left + 1, weight)) if share > 0.0]
 
 
 def _shape(shapes: dict[str, torch.Size], name: str) -> str:

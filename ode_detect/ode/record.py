@@ -6,15 +6,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from torch import nn
 
+from .block import ODEBlock
 from .tables import table
 from .tally import BlockRecord, Observer
-
-if TYPE_CHECKING:
-    from .block import ODEBlock
 
 
 @dataclass
@@ -54,8 +51,6 @@ def record_solves(model: nn.Module, *, measure: bool = True) -> Iterator[SolveRe
     Yields:
         The record, which fills up as the model runs; a backward pass counts even after the context ended.
     """
-    from .block import ODEBlock
-
     record = SolveRecord()
     thread = threading.get_ident()
     blocks = [(name or "ODEBlock", m) for name, m in model.named_modules() if isinstance(m, ODEBlock)]

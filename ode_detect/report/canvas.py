@@ -96,7 +96,7 @@ class Canvas:
         for (_, text, color), (x, y, length) in zip(tags, reversed(places), strict=True):
             if not text:
                 continue
-            # Its dark ends tell where it stops and a tag below it goes on.
+            # Its dark ends show where it stops and a tag below it goes on.
             self._fill((round(x) - 1, round(y - height), round(x + length) + 1, round(y)), _HALO)
             self.patch(x, y - height, length, height, color)
             self.text(x + 3 * unit, y - 4 * unit, text, size, color=letters_on(color))

@@ -7,8 +7,9 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .rows import FRACTIONS, Row, is_fraction, shown_as
-from .tables import COSTS, ROLE_WORDS, heading, ordered, short
+from .metrics import COSTS, in_order, quantity
+from .rows import Row
+from .tables import ROLE_WORDS, ordered, short
 
 _GROUPS = {
     "Size and work": ("parameters", "backbone_parameters", "macs", "evaluations", "backward_evaluations"),
@@ -147,10 +148,10 @@ def differences(compared: Compared) -> Table | None:
     groups = []
     for name, quantities in _quantities(compared):
         lines = []
-        for quantity in quantities:
-            cells = tuple(_against(compared, network, quantity) for network in shown)
+        for one in quantities:
+            cells = tuple(_against(compared, network, one) for network in shown)
             if any(cell.text for cell in cells):
-                lines.append(Line(title(quantity).replace(" (%)", " (points)"), cells))
+                lines.append(Line(title(one).replace(" (%)", " (points)"), cells))
         if lines:
             groups.append((name, tuple(lines)))
     columns = tuple((n.name, f"{ROLE_WORDS[n.role]} against {compared.twins[n.name]}") for n in shown)
@@ -193,13 +194,11 @@ def spread(first: Sequence[float], second: Sequence[float]) -> float | None:
     return math.hypot(statistics.stdev(first), statistics.stdev(second))
 
 
-def title(quantity: str) -> str:
+def title(name: str) -> str:
     """What a metric or a cost is called, with its unit and an arrow in the direction of better."""
-    less = quantity in ("error", "ece", "nll") or (quantity in COSTS and quantity != "pictures_per_second")
-    # Of the test set's own pictures neither more nor fewer should be unfamiliar than were meant to be.
-    more = quantity == "pictures_per_second" or (is_fraction(quantity) and quantity != "unfamiliar")
+    shown = quantity(name)
     # The arrow stays in the line of its word.
-    return heading(quantity) + ("\u00a0↓" if less else "\u00a0↑" if more else "")
+    return shown.heading + {"less": "\u00a0↓", "more": "\u00a0↑", "": ""}[shown.better]
 
 
 def _quantities(compared: Compared) -> list[tuple[str, list[str]]]:
@@ -210,7 +209,7 @@ def _quantities(compared: Compared) -> list[tuple[str, list[str]]]:
     costs = [name for row in rows for name in row.cost]
     known = [name for group in _GROUPS.values() for name in group]
     metrics += [name for name in wanted if name not in known and name not in costs]
-    groups = [("Quality", ordered(metrics, FRACTIONS))]
+    groups = [("Quality", in_order(metrics))]
     groups += [(name, [q for q in group if q in costs or q in wanted]) for name, group in _GROUPS.items()]
     groups.append(("Other", ordered([name for name in costs if name not in known], ())))
     return [(name, quantities) for name, quantities in groups if quantities]
@@ -226,12 +225,11 @@ def _partial(network: Network, quantity: str, values: Sequence[float]) -> bool:
     return by_seed and len(values) < len(network.rows)
 
 
-def _mean(values: Sequence[float], quantity: str) -> str:
-    if quantity not in COSTS:
-        factor, form = shown_as(quantity)
+def _mean(values: Sequence[float], name: str) -> str:
+    factor, form = quantity(name).factor, f".{quantity(name).digits}f"
+    if name not in COSTS:
         text = f"{factor * statistics.fmean(values):{form}}"
         return f"{text} ± {factor * statistics.stdev(values):{form}}" if len(values) > 1 else text
-    factor = COSTS[quantity][1]
     text = short(factor * statistics.fmean(values))
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{text} ± {short(factor * deviation)}" if deviation > 0 else text
@@ -253,8 +251,8 @@ def _against(compared: Compared, network: Network, quantity: str) -> Cell:
     return Cell(f"× {statistics.fmean(ours) / statistics.fmean(theirs):.3f}")
 
 
-def _difference(ours: Sequence[float], theirs: Sequence[float], quantity: str) -> tuple[str, str]:
-    factor, form = shown_as(quantity)
+def _difference(ours: Sequence[float], theirs: Sequence[float], name: str) -> tuple[str, str]:
+    factor, form = quantity(name).factor, f".{quantity(name).digits}f"
     difference = statistics.fmean(ours) - statistics.fmean(theirs)
     text = f"{factor * difference:+{form}}".replace("-", "−")
     strays = spread(ours, theirs)
@@ -267,7 +265,7 @@ def _difference(ours: Sequence[float], theirs: Sequence[float], quantity: str) -
 
 def _stated(network: Network, metric: str) -> str:
     values, parameters = network.values(metric), network.values("parameters")
-    unit = " %" if is_fraction(metric) else ""
+    unit = " %" if quantity(metric).is_fraction else ""
     scored = f"{metric} {_mean(values, metric)}{unit}" if values else f"no {metric}"
     size = f" with {_mean(parameters, 'parameters')} M parameters" if parameters else ""
     return f"{network.name} ({ROLE_WORDS[network.role]}): {scored}{size}"
@@ -278,7 +276,7 @@ def _difference_in_words(compared: Compared, network: Network, other: Network, w
     if not ours or not theirs:
         return []
     difference, verdict = _difference(ours, theirs, metric)
-    unit = " percentage points" if is_fraction(metric) else ""
+    unit = " percentage points" if quantity(metric).is_fraction else ""
     ratios = []
     for cost, what in (("parameters", "parameters"), ("macs", "multiply-adds"), ("latency_ms", "latency")):
         mine, their = network.values(cost), other.values(cost)

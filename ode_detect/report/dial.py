@@ -9,8 +9,9 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .metrics import quantity
 from .plots import DPI, INK, MetricsError, line_colours, save_figure, style_axes
-from .rows import Row, is_fraction
+from .rows import Row
 
 
 def pareto_front(costs: Sequence[float], values: Sequence[float], *, better: str = "max") -> list[int]:
@@ -52,7 +53,7 @@ def plot_dial(rows: Sequence[Row], metric: str, path: str | Path, *, full: Seque
             f"a plot of the dial needs rows with {metric} and evaluations; there is none. Evaluate first."
         )
     costs = {cost: words for cost, words in costs.items() if all(cost in row.cost for row in shown)}
-    factor = 100.0 if is_fraction(metric) else 1.0
+    factor = quantity(metric).factor
     values = [factor * row.metrics[metric] for row in shown]
     figure = Figure(figsize=(10.7 if len(costs) > 1 else 8.0, 4.2), dpi=DPI, layout="constrained")
     for column, (cost, words) in enumerate(costs.items(), start=1):

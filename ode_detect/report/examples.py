@@ -1,4 +1,4 @@
-"""Pictures one by one, drawn to be laid beside those of other networks."""
+"""Pictures one by one, drawn to be compared with those of other networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A page of results: one HTML file that needs nothing beside it, and the same in Markdown.
+"""A page of results: one HTML file that needs no other file, and the same in Markdown.
 
 The templates are Jinja2's, in ``templates``; what is written from outside (names, commands) is escaped.
 """

@@ -21,7 +21,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from .rows import shown_as
+from .metrics import quantity
 
 logger = logging.getLogger("ode_detect.report")
 _NO_GLYPH = r"Glyph \d+ .* missing from"
@@ -173,8 +173,8 @@ def _evaluations(axes: Axes, curves: Mapping[str, tuple[NDArray[np.int64], NDArr
     for colour, (name, (iterations, values)) in zip(line_colours(list(curves)), curves.items(), strict=True):
         finite = np.isfinite(values)
         metric = name.rpartition("/")[2]
-        x, y = iterations[finite], values[finite] * (1.0 if _in_percent(name) else shown_as(metric)[0])
-        label = f"{metric}, last {y[-1]:{shown_as(metric)[1]}}"
+        x, y = iterations[finite], values[finite] * (1.0 if _in_percent(name) else quantity(metric).factor)
+        label = f"{metric}, last {y[-1]:.{quantity(metric).digits}f}"
         axes.plot(x, y, color=colour, linewidth=1.8, marker="o", markersize=3.5, label=label)
         highest = max(highest, float(y.max()))
     heads = {name.rpartition("/")[0] for name in curves}
@@ -274,12 +274,12 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
         text.set_parse_math(False)
-    with letters_told():
+    with letters_apart():
         figure.savefig(path, facecolor="white")
 
 
 @contextmanager
-def letters_told() -> Iterator[None]:
+def letters_apart() -> Iterator[None]:
     """Log once that the font lacks letters of a name, where matplotlib warns of each one."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.filterwarnings("always", message=_NO_GLYPH)

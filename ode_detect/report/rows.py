@@ -12,17 +12,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .metrics import names, quantity
+
 ROLES = ("ode", "twin", "ablation", "baseline", "floor")
-FRACTIONS = (
-    *("AP", "AP50", "AP75", "APs", "APm", "APl", "mask_AP", "mask_AP50", "mask_AP75"),
-    *("error", "top1", "top1_half_step", "top1_other_method", "top5", "accuracy"),
-    *("precision", "recall", "f1", "best_f1"),
-    *("ece", "unfamiliar", "delta1", "delta2", "delta3"),
-)
-# A good classifier is wrong in less than one picture of a hundred: these are shown to a hundredth of a percent.
-_FINE = ("error", "top1", "top1_half_step", "top1_other_method", "top5", "accuracy", "ece")
-
-
 Kind = TypeVar("Kind")
 
 
@@ -172,24 +164,12 @@ def built_from(path: Path, *, what: str) -> Iterator[None]:
         raise ResultsError(f"{path} does not hold {what} ({error}). Evaluate again.") from None
 
 
-def is_fraction(name: str) -> bool:
-    """Whether a metric lies in [0, 1]."""
-    return name in FRACTIONS or name.startswith("AP")
-
-
-def shown_as(quantity: str) -> tuple[float, str]:
-    """How a metric is shown: the factor to multiply by (100 for percent), and the format of the number."""
-    if not is_fraction(quantity):
-        return 1.0, ".3f"
-    return 100.0, ".2f" if quantity in _FINE else ".1f"
-
-
 def _metric(what: str, name: str, value: object) -> float:
-    spelt = {known.lower(): known for known in FRACTIONS}.get(name.lower(), name)
+    spelt = {known.lower(): known for known in names()}.get(name.lower(), name)
     if spelt != name:
         raise ResultsError(f"unknown {what}; did you mean {spelt}? Metrics carry the field's names.")
     number = _number(what, value)
-    if is_fraction(name) and not 0 <= number <= 1:
+    if quantity(name).is_fraction and not 0 <= number <= 1:
         hint = "Divide percent by 100." if 1 < number <= 100 else "Leave out a metric that has no value."
         raise ResultsError(f"{what} must be a fraction in [0, 1]; it is {number}. {hint}")
     return number

@@ -8,49 +8,17 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from . import markdown
+from .metrics import COSTS, in_order, quantity
 from .protocol import in_words
 from .results import Results
-from .rows import FRACTIONS, Comparison, Row, is_fraction, shown_as
+from .rows import Comparison, Row
 
 ROLE_WORDS = {"ode": "ODE", "twin": "twin", "ablation": "ablation", "baseline": "baseline", "floor": "floor"}
 
 
 # How a cost is shown: heading and factor.
-COSTS = {
-    "parameters": ("parameters (M)", 1e-6),
-    "backbone_parameters": ("backbone parameters (M)", 1e-6),
-    "macs": ("multiply-adds (G)", 1e-9),
-    "evaluations": ("evaluations", 1.0),
-    "backward_evaluations": ("backward evaluations", 1.0),
-    "latency_ms": ("latency (ms)", 1.0),
-    "pictures_per_second": ("pictures per second", 1.0),
-    "train_step_ms": ("training step (ms)", 1.0),
-    "train_memory_mib": ("training memory (MiB)", 1.0),
-    "train_minutes": ("training (min)", 1.0),
-    "kept_mib": ("kept for the gradient (MiB)", 1.0),
-    "held_mib": ("held by the process (MiB)", 1.0),
-}
-
-
 # A table of more quantities than these leaves out the details, which are in the file.
 _WIDEST = 12
-
-
-_DETAILS = (
-    *("AP75", "APs", "APm", "APl", "mask_AP75", "AP50_2007", "AP50_2010", "best_f1", "best_f1_threshold"),
-    *("nll", "unfamiliar"),
-    *("backbone_parameters", "backward_evaluations", "pictures_per_second", "train_minutes", "kept_mib", "held_mib"),
-)
-
-
-# Beside top1 these means over classes say little that is new.
-_DETAILS_OF_CLASSIFIERS = ("precision", "recall", "f1")
-
-
-_HEADINGS = {
-    **{"ece": "ECE", "nll": "NLL", "top1": "top-1", "top5": "top-5"},
-    **{"top1_half_step": "top-1, half the step", "top1_other_method": "top-1, other method"},
-}
 
 
 # Columns of words are flush left.
@@ -131,20 +99,20 @@ def _table(results: Results, columns: Sequence[str] = ()) -> tuple[list[str], li
     lines = []
     for (name, role_name, _), group in groups.items():
         line = [name, *([ROLE_WORDS[role_name]] if role else []), *([str(len(group))] if seeds else [])]
-        lines.append([*line, *(_cell(group, quantity) for quantity in quantities)])
+        lines.append([*line, *(_cell(group, one) for one in quantities)])
     return header, lines
 
 
-def _cell(group: Sequence[Row], quantity: str) -> str:
+def _cell(group: Sequence[Row], name: str) -> str:
     """A metric of the seeds of one network, with its spread; or the mean of a cost."""
-    factor, form = shown_as(quantity)
-    metrics = [row.metrics[quantity] * factor for row in group if quantity in row.metrics]
-    costs = [row.cost[quantity] * COSTS.get(quantity, ("", 1.0))[1] for row in group if quantity in row.cost]
-    return short(statistics.fmean(costs)) if costs else _mean(metrics, form)
+    shown = quantity(name)
+    metrics = [row.metrics[name] * shown.factor for row in group if name in row.metrics]
+    costs = [row.cost[name] * shown.factor for row in group if name in row.cost]
+    return short(statistics.fmean(costs)) if costs else _mean(metrics, f".{shown.digits}f")
 
 
 def _quantities(results: Results) -> tuple[list[str], list[str]]:
-    metrics = ordered((name for row in results.rows for name in row.metrics), FRACTIONS)
+    metrics = in_order(name for row in results.rows for name in row.metrics)
     return metrics, ordered((name for row in results.rows for name in row.cost), tuple(COSTS))
 
 
@@ -153,8 +121,8 @@ def _shown(results: Results) -> tuple[list[str], list[str]]:
     metrics, costs = _quantities(results)
     if len(metrics) + len(costs) <= _WIDEST:
         return metrics, costs
-    details = _DETAILS + (_DETAILS_OF_CLASSIFIERS if "top1" in metrics else ())
-    return [name for name in metrics if name not in details], [name for name in costs if name not in details]
+    left_out = {name for name in (*metrics, *costs) if quantity(name).detail in ("*", *metrics)}
+    return [name for name in metrics if name not in left_out], [name for name in costs if name not in left_out]
 
 
 def _comparison_table(results: Results) -> tuple[list[str], list[list[str]]]:
@@ -175,15 +143,12 @@ def _side(row: Row, comparison: Comparison) -> str:
     """What one side is called in its case, and what was measured."""
     name = row.side if row.case == comparison.case else row.name
     value = row.cost.get(comparison.quantity)
-    return name if value is None else f"{name}: {short(value * COSTS.get(comparison.quantity, ('', 1.0))[1])}"
+    return name if value is None else f"{name}: {short(value * quantity(comparison.quantity).factor)}"
 
 
-def heading(quantity: str) -> str:
+def heading(name: str) -> str:
     """What a metric or a cost is called above a column, with its unit."""
-    if quantity in COSTS:
-        return COSTS[quantity][0]
-    words = _HEADINGS.get(quantity) or quantity.replace("_", " ").replace("f1", "F1")
-    return f"{words} (%)" if is_fraction(quantity) else words
+    return quantity(name).heading
 
 
 def _ratio(value: float) -> str:

@@ -82,11 +82,12 @@ def test_the_table_of_configs_is_made_from_their_headers(hooks: ModuleType, tmp_
     (tmp_path / "configs" / "base" / "hidden.yaml").write_text("# Not to be run.\n")
     config = tmp_path / "configs" / "one.yaml"
     config.write_text(
-        "# A network of 1.5 M parameters (Dupont et al. 2019),\n# small. More.\n#\n# Claim: AP50 of 0.3 | more; fast.\nTASK: x\n"
+        "# A network of 1.5 M parameters (see: Dupont et al. 2019),\n# small. More.\n#\n"
+        "# Claim: AP50 of 0.3 | more; fast.\nTASK: x\n"
     )
     table = hooks.configs(tmp_path)
     assert table.splitlines()[2:] == [
-        "| `one.yaml` | A network of 1.5 M parameters (Dupont et al. 2019), small | AP50 of 0.3 \\| more |"
+        "| `one.yaml` | A network of 1.5 M parameters (see: Dupont et al. 2019), small | AP50 of 0.3 \\| more |"
     ]
     for text in (b"TASK: x\n", b"# My network.\nTASK: x\n", b"# \xe9t\xe9\n", b""):  # a user's own
         (tmp_path / "configs" / "mine.yaml").write_bytes(text)

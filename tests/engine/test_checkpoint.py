@@ -19,17 +19,17 @@ from ..conftest import CIFAR_R20, ROOT, like_trained
 PUBLISHED = ROOT.parent / "shared" / "data" / "weights" / "cifar10_resnets"
 
 
-def config(name: str = "build_ode_resnet_fpn_backbone") -> CfgNode:
-    overrides = ["MODEL.RESNETS.DEPTH", "50", "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.NAME", name]
+def config(name: str = "build_ode_resnet_fpn_backbone", *more: str) -> CfgNode:
+    overrides = ["MODEL.RESNETS.DEPTH", "50", "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.NAME", name, *more]
     return load_config(ROOT / "configs" / "faster_rcnn_ode.yaml", overrides)
 
 
 class Detector(nn.Module):
     """The names of a detector, without its heads."""
 
-    def __init__(self, name: str = "build_ode_resnet_fpn_backbone") -> None:
+    def __init__(self, name: str = "build_ode_resnet_fpn_backbone", more: tuple[str, ...] = ()) -> None:
         super().__init__()
-        self.backbone = build_backbone(config(name))
+        self.backbone = build_backbone(config(name, *more))
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +190,30 @@ def test_a_backbone_that_is_not_filled_is_refused_unless_allowed(resnet: Detecto
     coverage = Checkpointer(Detector(), allow_partial=True).load_weights(str(tmp_path / "partial.pth"), whole=False)
     assert coverage is not None
     assert len(coverage.missing) == 5
+
+
+def test_an_ablation_begins_with_the_weights_of_a_whole_network(resnet: Detector, tmp_path: Path) -> None:
+    weights = numbers(resnet, "backbone.bottom_up.") | {"stem.fc.weight": np.zeros((10, 2048), np.float32)}
+    path = str(tmp_path / "R-50.pkl")
+    Path(path).write_bytes(pickle.dumps({"model": weights, "__author__": "torchvision", "matching_heuristics": True}))
+    ablation = Detector(more=("MODEL.ODE.ROLE", "ablation", "MODEL.ODE.STAGES", "['res2', 'res3', 'res4']"))
+    with pytest.raises(CheckpointError, match="has no place for it"):
+        Checkpointer(ablation).load_weights(path, whole=False)
+    stages = ["res2", "res3", "res4"]
+    coverage = Checkpointer(ablation, emptied=stages).load_weights(path, whole=False)
+    assert coverage is not None
+    assert {n for n in coverage.missing if "fpn" not in n} == set()
+    assert {name.split(".")[0] for name in coverage.unused} == {*stages, "stem"}
+    # Evaluated, it must be the file of this network; in training, too, all that it has must be in the file.
+    misfit = len(coverage.missing) + len(coverage.unused) - 1
+    with pytest.raises(CheckpointError, match=f"does not fit the network in {misfit} tensors"):
+        Checkpointer(ablation, emptied=stages).load_weights(path, whole=True)
+    with pytest.raises(CheckpointError, match=r"res4\.1\..* has no place for it"):
+        Checkpointer(ablation, emptied=["res2", "res3"]).load_weights(path, whole=False)
+    del weights["res4.0.conv1.weight"]
+    Path(path).write_bytes(pickle.dumps({"model": weights, "__author__": "torchvision", "matching_heuristics": True}))
+    with pytest.raises(CheckpointError, match=r"res4\.0\.conv1\.weight: not in the file"):
+        Checkpointer(ablation, emptied=stages).load_weights(path, whole=False)
 
 
 def test_a_tensor_of_another_shape_is_refused(resnet: Detector, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from ode_detect.engine.build import build_network
 from ode_detect.engine.config import flat, load_config, read_config_file
 from ode_detect.engine.tasks import TASKS
 from ode_detect.ode import Adaptive, FixedStep
-from ode_detect.ode.dial import flows_of
+from ode_detect.ode.flows import flows_of
 from ode_detect.task import ConfigError
 
 from ..conftest import QUICKSTART, ROOT, our_configs
@@ -44,6 +44,11 @@ def write(folder: Path, text: str) -> Path:
         ("MODEL: [", [], "not a yaml file"),
         ("just words", [], "holds no keys"),
         ("_BASE_: nowhere.yaml", [], "which is not there"),
+        (
+            f"_BASE_: {ROOT}/configs/detection/bccd_pieces.yaml",
+            [],
+            r"not there; bccd_pieces is .*/bccd\.yaml now: give",
+        ),
         ("TEST: {SCORE_THRESHOLD: 1.5}", [], r"TEST\.SCORE_THRESHOLD is a number in \[0, 1\], and it is 1\.5"),
         ("MODEL: {}", ["TEST.SCORE_THRESHOLD", "-0.1"], r"a number in \[0, 1\], and it is -0\.1"),
         ("TEST: {SCORE_THRESHOLD: .nan}", [], r"a number in \[0, 1\], and it is nan"),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ode_detect.engine import run as runs
 from ode_detect.engine.config import load_config
-from ode_detect.engine.ema import HandedOut
+from ode_detect.engine.ema import AveragedWeights
 from ode_detect.engine.hooks import Interrupted
 from ode_detect.engine.trainer import Trainer
 from ode_detect.task import ConfigError
@@ -38,7 +38,7 @@ class Network(nn.Module):
 class Loop(TrainerBase):
     """Changes the network in each iteration, and keeps what it was after each."""
 
-    def __init__(self, hook: HandedOut, model: nn.Module) -> None:
+    def __init__(self, hook: AveragedWeights, model: nn.Module) -> None:
         super().__init__()
         self.model, self.seen = model, [snapshot(model)]
         self.register_hooks([hook])
@@ -67,31 +67,31 @@ def nothing(model: nn.Module) -> None:
 
 def test_the_average_is_that_of_weights_and_statistics_and_little_of_the_start() -> None:
     model = Network()
-    loop = Loop(HandedOut(model, decay=0.3, finish=nothing), model)
+    loop = Loop(AveragedWeights(model, decay=0.3, finish=nothing), model)
     loop.train(0, 9)
     expected = {name: tensor.double() for name, tensor in loop.seen[0].items()}
     for iteration, latest in enumerate(loop.seen[1:]):
         decay = min(0.3, (1 + iteration) / (10 + iteration))
         expected = {name: decay * e + (1 - decay) * latest[name].double() for name, e in expected.items()}
-    handed_out, trained = model.state_dict(), loop.seen[-1]
-    changed = [n for n in handed_out if n.startswith(("conv", "norm")) and "num_batches" not in n]
+    averaged_weights, trained = model.state_dict(), loop.seen[-1]
+    changed = [n for n in averaged_weights if n.startswith(("conv", "norm")) and "num_batches" not in n]
     assert len(changed) == 6
     for name in changed:
-        torch.testing.assert_close(handed_out[name].double(), expected[name], rtol=1e-6, atol=1e-6)
-        assert not torch.equal(handed_out[name], trained[name])
-    for name in set(handed_out) - set(changed):
-        assert torch.equal(handed_out[name], trained[name]), name
-    assert handed_out["norm.num_batches_tracked"] == 9
+        torch.testing.assert_close(averaged_weights[name].double(), expected[name], rtol=1e-6, atol=1e-6)
+        assert not torch.equal(averaged_weights[name], trained[name])
+    for name in set(averaged_weights) - set(changed):
+        assert torch.equal(averaged_weights[name], trained[name]), name
+    assert averaged_weights["norm.num_batches_tracked"] == 9
 
 
 def test_the_average_is_in_place_only_while_it_is_asked_for() -> None:
     model = Network()
-    hook = HandedOut(model, decay=0.9, finish=nothing)
+    hook = AveragedWeights(model, decay=0.9, finish=nothing)
     loop = Loop(hook, model)
     loop.train(0, 3)  # ends with the average in place
     again = Network()
     again.load_state_dict(model.state_dict())
-    resumed = HandedOut(again, decay=0.9, finish=nothing)
+    resumed = AveragedWeights(again, decay=0.9, finish=nothing)
     resumed.load_state_dict(hook.state_dict())
     longer = Loop(resumed, again)
     seen: list[dict[str, Tensor]] = []
@@ -105,7 +105,7 @@ def test_the_average_is_in_place_only_while_it_is_asked_for() -> None:
     longer.register_hooks([Look()])
     longer.train(3, 5)
     whole = Network()
-    straight = Loop(HandedOut(whole, decay=0.9, finish=nothing), whole)
+    straight = Loop(AveragedWeights(whole, decay=0.9, finish=nothing), whole)
     straight.train(0, 5)
     assert same(longer.seen[1], straight.seen[4]), "a finished run that is made longer goes on with the trained weights"
     assert same(longer.seen[2], straight.seen[5]), "and with them after a look at the average"
@@ -115,7 +115,7 @@ def test_the_average_is_in_place_only_while_it_is_asked_for() -> None:
 
 def test_a_decay_of_one_would_never_learn() -> None:
     with pytest.raises(ValueError, match=r"EMA_DECAY is a share in \[0, 1\), and it is 1"):
-        HandedOut(Network(), decay=1.0, finish=nothing)
+        AveragedWeights(Network(), decay=1.0, finish=nothing)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5])
@@ -127,7 +127,7 @@ def test_a_model_is_finished_once_in_evaluation_with_what_is_handed_out(decay: f
         model.unknown.fill_(1.0)
 
     model = Network()
-    hook = HandedOut(model, decay=decay, finish=finish)
+    hook = AveragedWeights(model, decay=decay, finish=finish)
     loop = Loop(hook, model)
     loop.train(0, 3)
     (at_finish, training, gradients), unknown = finished[0], model.unknown
@@ -192,7 +192,7 @@ def test_the_average_is_evaluated_and_handed_out_and_the_run_goes_on_with_the_re
     trained(without, [])
     assert same(on_the_way["model"], loaded(without, "model_0000003")["model"]), "averaging changes no training"
     last = loaded(without, "model_final")["model"]
-    assert all(torch.equal(t, last[n]) for n, t in final["trainer"]["hooks"]["HandedOut"]["other"].items())
+    assert all(torch.equal(t, last[n]) for n, t in final["trainer"]["hooks"]["AveragedWeights"]["other"].items())
     assert not same(final["model"], last)
 
 
@@ -206,7 +206,7 @@ def test_a_run_stopped_and_resumed_is_the_uninterrupted_run(
     trained(again, evaluated, resume=True)
     whole, resumed = loaded(averaged[0], "model_final"), loaded(again, "model_final")
     assert same(whole["model"], resumed["model"])
-    kept = [file["trainer"]["hooks"]["HandedOut"] for file in (whole, resumed)]
+    kept = [file["trainer"]["hooks"]["AveragedWeights"] for file in (whole, resumed)]
     assert same(kept[0]["other"], kept[1]["other"])
     assert [same(a, b) for a, b in zip(averaged[1], evaluated, strict=True)] == [True, True]
 
@@ -254,3 +254,18 @@ def test_a_run_that_goes_on_without_an_average_has_the_weights_that_were_trained
         trained(run, [], resume=True)
     one, other = (Path(runs_of[n][runs_of[n].index("OUTPUT_DIR") + 1]) / "model_final.pth" for n in ("ended", "with"))
     assert same(*(torch.load(file, weights_only=True)["model"] for file in (one, other)))
+
+
+def test_the_average_of_a_checkpoint_with_its_former_name_is_taken_up(squares_run: Overrides) -> None:
+    run = open_run(squares_run("former", "SOLVER.MAX_ITER", "2", "SOLVER.EMA_DECAY", "0.9", "TEST.EVAL_PERIOD", "0"))
+    Trainer(run.cfg, run.task, lambda model: {}).train()
+    content = loaded(run, "model_final")
+    kept = content["trainer"]["hooks"].pop("AveragedWeights")
+    assert kept["in_place"]
+    content["trainer"]["hooks"]["HandedOut"] = kept
+    torch.save(content, run.folder / "model_final.pth")
+    trainer = Trainer(run.cfg, run.task, lambda model: {})
+    trainer.resume_or_load(resume=True)
+    (average,) = (hook for hook in trainer._hooks if isinstance(hook, AveragedWeights))
+    assert average._is_in_place
+    assert same(average._other, kept["other"])

@@ -87,4 +87,4 @@ def test_alone_nothing_is_exchanged() -> None:
     assert distributed.agreed(True)
     assert not distributed.agreed(False)
     assert distributed.from_main(lambda: 3) == 3
-    assert distributed.first_to_tell()
+    assert distributed.first_to_report()

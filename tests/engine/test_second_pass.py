@@ -18,7 +18,8 @@ from ode_detect.engine.config import load_config
 from ode_detect.engine.hooks import Interrupted
 from ode_detect.engine.second_pass import SecondPass, distance
 from ode_detect.engine.trainer import Trainer
-from ode_detect.ode.dial import flows_of, solver_override
+from ode_detect.ode.dial import solver_override
+from ode_detect.ode.flows import flows_of
 from ode_detect.ode.statistics import statistics_kept
 from ode_detect.task import ConfigError
 

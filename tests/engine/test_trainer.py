@@ -393,10 +393,21 @@ def test_the_memory_format_of_a_network_is_that_of_the_config(squares_run: Overr
         }
 
 
+def test_an_ablation_begins_with_pretrained_weights_by_its_role_alone(squares_run: Overrides) -> None:
+    twin = open_run(squares_run("twin", "MODEL.ODE.ROLE", "twin"))
+    torch.save({"model": build_network(twin.cfg).state_dict()}, twin.folder / "twin.pth")
+    begin = ("MODEL.WEIGHTS", str(twin.folder / "twin.pth"))
+    run = open_run(squares_run("ablation", "MODEL.ODE.ROLE", "ablation", *begin))
+    trainer = Trainer(run.cfg, run.task, lambda model: {})
+    trainer.resume_or_load(resume=False)
+    ours, theirs = trainer._network.state_dict(), torch.load(twin.folder / "twin.pth", weights_only=True)["model"]
+    assert set(ours) < set(theirs)
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
 def test_a_network_without_flows_is_channels_last_as_a_whole() -> None:
-    cfg = load_config(
-        ROOT / "configs" / "classification" / "mnist_odenet.yaml", ["MODEL.DEVICE", "cpu", "MODEL.ODE.ROLE", "ablation"]
-    )
+    words = ["MODEL.DEVICE", "cpu", "MODEL.ODE.ROLE", "ablation"]
+    cfg = load_config(ROOT / "configs" / "classification" / "mnist_odenet.yaml", words)
     kernels = [weight for weight in build_network(cfg).parameters() if weight.ndim == 4 and weight.shape[1] > 1]
     assert kernels
     assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels)

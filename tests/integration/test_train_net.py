@@ -38,6 +38,10 @@ def test_flags_may_stand_anywhere_and_the_end_says_where_to_look(squares_run: Ov
     ("arguments", "message"),
     [
         (["--config-file", "configs/none.yaml"], "there is no config file"),
+        (
+            ["--config-file", "configs/detection/bccd_twin.yaml"],
+            "bccd.yaml now: give that file and MODEL.ODE.ROLE twin.",
+        ),
         (["--config-file", "configs/quickstart.yaml", "MODEL.ODE.METHDO", "rk4"], "did you mean MODEL.ODE.METHOD?"),
         (["--config-file", "configs/faster_rcnn_ode.yaml"], "instances_val2017.json"),
     ],

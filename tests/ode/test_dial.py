@@ -3,8 +3,9 @@ import torch
 from torch import nn
 
 from ode_detect.ode import Adaptive, BasicField, FixedStep, ODEBlock, estimate_statistics, in_pieces, solver_override
-from ode_detect.ode.dial import LeftOut, changed_solver, flows_of, set_solvers, takes_steps
-from ode_detect.ode.flows import find_flow, flow_names
+from ode_detect.ode.adaptive import takes_steps
+from ode_detect.ode.dial import LeftOut, SolverChange, changed_solver, chosen_solvers, set_solvers
+from ode_detect.ode.flows import find_flow, flow_names, flows_of
 from ode_detect.ode.names import UnknownNameError
 from ode_detect.ode.statistics import statistics_kept
 
@@ -86,11 +87,12 @@ def test_a_block_by_itself_has_a_dial_too(network):
         assert block.solver.steps == 7
 
 
-def test_set_solvers_stays_and_dry_only_tells(network):
-    told = set_solvers(network, steps=2, flow="res2", dry=True)
-    assert told == {"res2.2": FixedStep("euler", steps=2, projection="relu")}
+def test_chosen_solvers_are_those_that_set_solvers_sets_for_good(network):
+    change = SolverChange(steps=2, flow="res2")
+    chosen = chosen_solvers(network, change)
+    assert chosen == {"res2.2": FixedStep("euler", steps=2, projection="relu")}
     assert [solver.steps for solver in network.solvers] == [4, 4]
-    assert set_solvers(network, steps=2, flow="res2") == told
+    assert set_solvers(network, change) == chosen
     assert [solver.steps for solver in network.solvers] == [2, 4]
 
 
@@ -101,7 +103,7 @@ def test_flows_are_called_by_their_own_names_unless_two_share_one(network):
 
 
 def test_tolerances_are_kept_and_steps_come_back(smooth):
-    set_solvers(smooth, method="dopri5")
+    set_solvers(smooth, SolverChange(method="dopri5"))
     assert smooth.solvers == [Adaptive("dopri5")] * 2
     tight = Adaptive("dopri5", rtol=1e-6, atol=1e-7)
     assert changed_solver(tight, method="bosh3") == Adaptive("bosh3", rtol=1e-6, atol=1e-7)
@@ -119,7 +121,8 @@ def test_a_flow_that_leaves_fixed_steps_takes_the_tolerances_that_are_given(smoo
     own = Adaptive("bosh3", rtol=1e-2, atol=1e-2, max_evaluations=50)
     assert changed_solver(own, method="dopri5", **given) == Adaptive("dopri5", 1e-2, 1e-2, 50)
     assert changed_solver(FixedStep(), method="rk4", **given) == FixedStep("rk4")
-    assert list(set_solvers(smooth, method="dopri5", **given).values()) == [Adaptive("dopri5", **given)] * 2
+    chosen = set_solvers(smooth, SolverChange(method="dopri5", **given))
+    assert list(chosen.values()) == [Adaptive("dopri5", **given)] * 2
     smooth.res2[2].solver = FixedStep(steps=2)
     with solver_override(smooth, method="bosh3", flow="res2", **given):
         assert smooth.solvers == [Adaptive("bosh3", **given), Adaptive("dopri5", **given)]
@@ -384,4 +387,4 @@ def test_a_flow_without_a_name_goes_by_its_path():
 def test_the_name_of_a_flow_in_errors_is_its_path_where_it_has_none():
     network = nn.Sequential(nn.Identity(), ODEBlock(field=BasicField(channels=4), solver=FixedStep(projection="relu")))
     with pytest.raises(ValueError, match="'1'"):
-        set_solvers(network, method="dopri5")
+        set_solvers(network, SolverChange(method="dopri5"))

@@ -166,7 +166,7 @@ def test_a_block_with_a_budget_says_what_it_does(flow, caplog):
     block, h = flow(gradient="auto", memory_budget=40_000, name="res4.flow"), picture()
     assert block.gradient == Auto(memory_budget=40_000)
     assert block.memory is None
-    with caplog.at_level(logging.INFO, logger="ode_detect.ode.block"):
+    with caplog.at_level(logging.INFO, logger="ode_detect.ode.memory"):
         for _ in range(2):
             block(h).sum().backward()
     report = block.memory
@@ -191,7 +191,7 @@ def test_a_budget_changes_no_gradient(budget, flow):
 
 
 def test_each_kind_of_solve_is_planned_once(flow, monkeypatch):
-    from ode_detect.ode import block as module
+    from ode_detect.ode import memory as module
 
     planned = []
     monkeypatch.setattr(module, "plan", lambda *args, **kwargs: planned.append(1) or plan(*args, **kwargs))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ode_detect.ode import BasicField, FixedStep, HatFunctions, ODEBlock, PiecewiseConstant, in_pieces
-from ode_detect.ode.pieces import PIECES, duration_of, segments_of
+from ode_detect.ode.pieces import PIECES, are_alike, blended, duration_of, halved, parts_of, segments_of, shares_at
 from ode_detect.ode.solvers import TABLEAUS
 
 KINDS = [kind for kind in PIECES if kind != "constant"]
@@ -251,3 +251,48 @@ def test_pieces_of_a_duration_can_be_built_and_shown(kind):
 def test_durations_out_of_range(kind, duration):
     with pytest.raises(ValueError, match=r"number above 0, not (0|-1\.0|inf|nan); leave it out for 2"):
         in_pieces(kind, 2, Affine, duration=duration)
+
+
+# --- parts of a field ---
+
+
+def test_parts_and_their_shares_of_the_weights_at_a_time():
+    pieces = [nn.Identity() for _ in range(3)]
+    piecewise, hats = PiecewiseConstant(pieces), HatFunctions(pieces)
+    assert parts_of(piecewise) == parts_of(hats) == pieces
+    assert [shares_at(piecewise, t) for t in (0.0, 0.5, 1.0, 2.5)] == [[(0, 1.0)], [(0, 1.0)], [(1, 1.0)], [(2, 1.0)]]
+    assert [shares_at(hats, t) for t in (0.0, 0.75, 1.5, 3.0)] == [
+        [(0, 1.0)],
+        [(0, 0.5), (1, 0.5)],
+        [(1, 1.0)],
+        [(2, 1.0)],
+    ]
+
+
+def test_fields_are_alike_by_the_shapes_of_their_tensors():
+    assert are_alike([nn.Linear(2, 3), nn.Linear(2, 3)])
+    assert not are_alike([nn.Linear(2, 3), nn.Linear(3, 2)])
+    assert not are_alike([nn.Linear(2, 3), nn.Linear(2, 3, bias=False)])
+
+
+def test_a_blend_is_the_weighted_mean_and_leaves_its_parts_alone():
+    fields = [nn.BatchNorm2d(2), nn.BatchNorm2d(2)]
+    for value, field in zip((1.0, 5.0), fields, strict=True):
+        field.weight.data.fill_(value)
+        field.running_mean.fill_(value)
+        field.num_batches_tracked.fill_(int(value))
+    blend = blended(fields, [0.75, 0.25])
+    assert blend.weight.tolist() == blend.running_mean.tolist() == [2.0, 2.0]
+    assert int(blend.num_batches_tracked) == 1, "integers are those of the first"
+    assert fields[0].weight.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(("make", "count"), [(lambda f: f[0], 2), (PiecewiseConstant, 6), (HatFunctions, 5)])
+def test_a_halved_field_has_the_same_weights_over_time(make, count):
+    field = make([Affine(weight=k) for k in range(3)])
+    duration = getattr(field, "duration", 2.0)
+    twice, h = halved(field, duration), torch.ones(1)
+    assert len(parts_of(twice)) == count
+    assert twice.duration == duration
+    for t in (0.0, 0.3, 1.0, 1.6):
+        assert twice(t, h).item() == pytest.approx(field(t, h).item())

@@ -51,6 +51,18 @@ def test_filling_twice_is_filling_once(root: Path) -> None:
     assert fill(fill(TEXT, root), root) == fill(TEXT, root)
 
 
+def test_another_kind_of_table_has_its_own_markers(root: Path) -> None:
+    text = "<!-- list: x -->\nold\n<!-- /list -->\n" + TEXT
+    others = {"list": lambda name, folder: f"{name} in {folder}"}
+    filled = fill(text, root, others)
+    assert filled.startswith(f"<!-- list: x -->\n\nx in {root}\n\n<!-- /list -->\n")
+    assert to_markdown(RESULTS) in filled
+    assert fill(filled, root, others) == filled
+    assert "old" in fill(text, root), "a kind that is not known is left alone"
+    with pytest.raises(ReadmeError, match="`<!-- /results -->` must alternate; at line 2 the one of line 1 is still"):
+        fill("<!-- list: x -->\n<!-- /results -->\n", root, others)
+
+
 @pytest.mark.parametrize("text", ["", "no markers", "no markers\n", "a `<!-- results: x -->` in a line\n"])
 def test_text_without_markers_stays(root: Path, text: str) -> None:
     assert fill(text, root) == text

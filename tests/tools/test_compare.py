@@ -37,6 +37,14 @@ def test_keys_may_stand_anywhere(tool: ModuleType) -> None:
     assert (args.weights, args.overrides) == (["a.pth", "b.pth"], ["TASK", "x", "TASK", "y"])
     args = tool.parse(["--configs", "a.yaml", "b.yaml", "--seeds", "3", "1", "TASK", "x"])
     assert (args.seeds, args.overrides) == ([3, 1], ["TASK", "x"])
+    args = tool.parse(
+        ["--config-file", "a.yaml", "--roles", "ode", "twin", "TASK", "x", "--networks", "b", "--seeds", "2"]
+    )
+    assert (args.configs, args.roles, args.networks, args.seeds) == (["a.yaml"], ["ode", "twin"], ["b"], [2])
+    assert args.overrides == ["TASK", "x"]
+    for flags in (["--roles", "ode"], ["--config-file", "a", "--configs", "b", "c"], ["--config-file", "a", "--roles"]):
+        with pytest.raises(SystemExit):
+            tool.parse(flags)
     wrong = (["SEED", "3"], ["a", "b", "--train", "--weights", "c", "d"], ["a", "b", "--seeds", "3", "few"])
     for flags in (["--configs", *words] for words in wrong):
         with pytest.raises(SystemExit):
@@ -98,7 +106,7 @@ def test_runs_become_results_and_a_page(
     assert run_tool(tool.main, [*arguments, "--weights", weights[0], str(tmp_path / "none.pth")]) == 2
     assert "there is no checkpoint" in capsys.readouterr().err
     assert run_tool(tool.main, [*arguments, "--weights", weights[0]]) == 2
-    assert "one checkpoint for each config" in capsys.readouterr().err
+    assert "one checkpoint for each network" in capsys.readouterr().err
     apart = ["--output", str(tmp_path / "by weights")]
     assert run_tool(tool.main, [*arguments, *apart, "--weights", weights[1], weights[1]]) == 2
     assert "does not fit the network" in capsys.readouterr().err

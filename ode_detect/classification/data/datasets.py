@@ -284,9 +284,9 @@ def _check_classes(cfg: CfgNode, names: Sequence[str]) -> None:
                 *([f"also has {_listed(additional)}"] if additional else []),
             ]
             raise DatasetError(
-                f"training and test data have the same classes; beside {first}, {name} {' and '.join(wrong)}. Rename, "
-                "add or delete folders until both have the same; in test data, that of a class without a picture is "
-                "empty."
+                f"training and test data have the same classes; compared with {first}, {name} {' and '.join(wrong)}. "
+                "Rename, add or delete folders until both have the same; in test data, that of a class without a "
+                "picture is empty."
             )
         if found != classes[first]:
             raise DatasetError(

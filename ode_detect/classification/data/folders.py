@@ -153,7 +153,7 @@ class _Decoding:
         return "", (0, 0, 0)
 
     def run(self, *, keep: bool, hasty: bool) -> None:
-        """Decode all; keep them in `images`, or stop at a picture of another size, if told so."""
+        """Decode all; keep them in `images`, or stop at a picture of another size, if asked to."""
         height, width, channels = self.shape
         self.images = np.empty((len(self.files), channels, height, width), np.uint8) if keep else None
         chunks = range(0, len(self.files), _CHUNK)

@@ -149,7 +149,7 @@ def usable(raw: Content, problems: Sequence[Problem], images: Path) -> Content:
         images: folder of the pictures.
 
     Returns:
-        The content without it; as it is where images cannot be told apart.
+        The content without it; as it is where images cannot be distinguished.
     """
     if any(problem.rule in (_NO_IMAGE_ID, _SHARED_IMAGE_ID) for problem in problems):
         return raw
@@ -370,7 +370,7 @@ def _fill_in(
         counts = Counter(map(repr, ids))
         bad = tuple(place(n) for n, i in enumerate(ids) if type(i) is not int or i <= 0 or counts[repr(i)] > 1)
         # An object with the id 0 counts as missed, whatever is found: pycocotools takes 0 for "no object".
-        problems.append(Problem("annotations without an id of their own above 0", bad, "all numbered anew"))
+        problems.append(Problem("annotations without an id of their own above 0", bad, "all numbered again"))
         annotations = [{**a, "id": n} for n, a in enumerate(annotations, start=1)]
     filled: dict[str, list[int]] = {"iscrowd": [], "ignore": []}
     repaired = list(annotations)

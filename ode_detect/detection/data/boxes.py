@@ -74,7 +74,7 @@ def box_faults(boxes: NDArray[np.float64], sizes: NDArray[np.float64]) -> BoxFau
 
 
 def box_problems(faults: BoxFaults, place: Callable[[int], str]) -> list[Problem]:
-    """Say what is wrong with boxes; ``place`` tells which box it is."""
+    """Say what is wrong with boxes; ``place`` says which box it is."""
     rules = (
         (faults.unreal, "boxes that are not finite", "dropped"),
         (faults.empty, "boxes without width or height", "dropped"),

@@ -138,7 +138,7 @@ def check(source: Source, *, progress: Callable[[int], object] = lambda done: No
 
     Args:
         source: where it is; the files must be there.
-        progress: is told after each picture how many are done.
+        progress: is called after each picture with how many are done.
 
     Raises:
         DatasetError: the annotations are not COCO JSON or VOC XML at all, or cannot be put in order.
@@ -199,15 +199,15 @@ def class_problems(checked: Sequence[Checked], known: int) -> list[Problem]:
 
 
 def unused(checked: Sequence[Checked]) -> list[Problem]:
-    """Picture files beside those of the data sets that none of them names."""
+    """Picture files in the folders of the data sets that none of them names."""
     suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     named: dict[Path, set[Path]] = defaultdict(set)
     for one in checked:
         named[one.source.images].update(Path(path) for _, path, _ in _pictures(one))
     notes = []
     for folder, files in named.items():
-        beside = [file for file in folder.iterdir() if file.suffix.lower() in suffixes and file not in files]
-        rest = sorted(file.name for file in beside if not file.name.startswith("."))
+        unnamed = [file for file in folder.iterdir() if file.suffix.lower() in suffixes and file not in files]
+        rest = sorted(file.name for file in unnamed if not file.name.startswith("."))
         if rest:
             notes.append(Problem(f"pictures in {folder} that no checked data set names", tuple(rest), "not used"))
     return notes

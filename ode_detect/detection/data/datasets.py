@@ -31,8 +31,8 @@ from .shapes import read_mask
 from .sizes import anchor_problems, seen_boxes, size_problems
 
 logger = logging.getLogger("ode_detect.detection")
-# Data sets whose repairs were told since `register_datasets`, which every run begins with.
-_TOLD: set[str] = set()
+# Data sets whose repairs were logged since `register_datasets`, which every run begins with.
+_LOGGED: set[str] = set()
 # Boxes of test sets as the network sees them, of those that `check_test_data` has read since.
 _TESTED: dict[str, NDArray[np.float64]] = {}
 
@@ -43,7 +43,7 @@ def register_datasets(cfg: CfgNode) -> None:
     Raises:
         DatasetError: an entry of CUSTOM lacks a key, or takes the name of another data set.
     """
-    _TOLD.clear()
+    _LOGGED.clear()
     _TESTED.clear()
     trees = datasets_root() / "trees"
     for part in ("train", "test"):
@@ -118,7 +118,7 @@ def check_test_data(cfg: CfgNode) -> None:
     for name in cfg.DATASETS.TEST:
         with _explained(name):
             dicts = custom.load_with_truth(name)
-        dicts = read_dataset([name], tell=False) if dicts is None else dicts
+        dicts = read_dataset([name], log=False) if dicts is None else dicts
         _check_objects("tested", [name], dicts)
         _check_classes(cfg, [name])
         _check_masks(cfg, [name], dicts)
@@ -127,12 +127,12 @@ def check_test_data(cfg: CfgNode) -> None:
     _check_same_classes(cfg.DATASETS.TEST)
 
 
-def read_dataset(names: Sequence[str], *, tell: bool = True) -> list[dict[str, Any]]:
+def read_dataset(names: Sequence[str], *, log: bool = True) -> list[dict[str, Any]]:
     """Dataset dicts in Detectron2's format, without boxes that nothing can be learnt from.
 
     Args:
         names: the data sets, read one after the other.
-        tell: log what was dropped or repaired, once for each data set.
+        log: log what was dropped or repaired, once for each data set.
 
     Raises:
         DatasetError: files are missing, cannot be read, or hold no picture.
@@ -145,8 +145,8 @@ def read_dataset(names: Sequence[str], *, tell: bool = True) -> list[dict[str, A
         problems = MetadataCatalog.get(name).get("problems")
         if problems is None:
             problems = _drop_boxes(read)
-        if tell and problems and name not in _TOLD:
-            _TOLD.add(name)
+        if log and problems and name not in _LOGGED:
+            _LOGGED.add(name)
             logger.warning("annotations of %s, all %d pictures kept:\n%s", name, len(read), describe(problems))
         dicts += read
     return dicts
@@ -270,7 +270,7 @@ def _readable(names: Sequence[str]) -> list[str]:
     for name in names:
         with contextlib.suppress(DatasetError):
             if class_names(name) is None:
-                read_dataset([name], tell=False)
+                read_dataset([name], log=False)
             found.append(name)
     return found
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ode_detect.detection.drawing import draw_boxes
 from ode_detect.report.canvas import PictureError
-from ode_detect.report.plots import COLOURS, letters_told, save_figure
+from ode_detect.report.plots import COLOURS, letters_apart, save_figure
 
 from .check import Sample
 
@@ -65,7 +65,7 @@ def plot_dataset(
     *,
     unit: str,
 ) -> None:
-    """Plot how many objects each class has, and how large they are beside the anchors.
+    """Plot how many objects each class has, and how large they are compared with the anchors.
 
     Args:
         name: the data set, for the title.
@@ -128,7 +128,7 @@ def sample_sheet(samples: Sequence[Sample], path: str | Path, *, title: str, col
         figure.figimage(pixels, left, height - top - pixels.shape[0], origin="upper")
         y += heights[row] + caption + gap if column == columns - 1 else 0
     canvas = FigureCanvasAgg(figure)
-    with letters_told():
+    with letters_apart():
         canvas.draw()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from ode_detect.media.errors import Problem
 
 from .mapper import scale_factors
 
-# A pyramid tells sizes apart in octaves; half of one and more is another level.
+# A pyramid separates sizes in octaves; half of one and more is another level.
 _APART = 1.5
 # Share of the objects below which anchors are wrong: those of COCO's recipes fit a third of COCO's objects.
 _HARDLY_ANY = 0.1

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ode_detect.ode.adaptive import Adaptive, Solver
 from ode_detect.ode.block import ODEBlock
+from ode_detect.ode.difference import difference, ratio
 from ode_detect.ode.errors import SolveError
 from ode_detect.ode.gradients import scheme_for
 from ode_detect.ode.pieces import segments_of
@@ -205,11 +206,6 @@ def in_float64(block: ODEBlock, state: Tensor) -> tuple[ODEBlock, Tensor]:
     return copy.deepcopy(block).to(device, torch.float64).eval(), state.detach().to(device, torch.float64)
 
 
-def ratio(part: float, whole: float) -> float:
-    """``part`` as a share of ``whole``; nothing of nothing is nothing."""
-    return 0.0 if part == 0 else part / whole if whole > 0 else math.inf
-
-
 class _Solved:
     """A block's own solution in float64, and those of other solvers, each solved once; None for one that fails."""
 
@@ -218,7 +214,8 @@ class _Solved:
         self._own_gradient = block.gradient
         self._own = self._solve(block.solver)
         self._others: dict[Solver, Tensor | None] = {block.solver: self._own}
-        self._norms = (float((self._own - self._state).norm()), float(self._own.norm()))
+        moved = difference([self._state], [self._own])
+        self._norms = (moved.norm, float(self._own.norm()))
         self.displacement = ratio(*self._norms)
 
     def change(self, what: str, solver: Solver) -> Change:
@@ -233,7 +230,7 @@ class _Solved:
 
     def _distance(self, reference: Tensor | None, solver: Solver) -> float:
         other = self._other(solver)
-        return math.inf if reference is None or other is None else float((other - reference).norm())
+        return math.inf if reference is None or other is None else difference([reference], [other]).norm
 
     def _other(self, solver: Solver) -> Tensor | None:
         if solver not in self._others:

@@ -14,19 +14,14 @@ from torch import Tensor, nn
 
 from ode_detect.ode.adaptive import Solver
 from ode_detect.ode.block import ODEBlock
+from ode_detect.ode.difference import difference
 from ode_detect.ode.errors import SolveError
 from ode_detect.ode.flows import flows_of
 from ode_detect.ode.gradients import scheme_for
 from ode_detect.ode.observation import in_evaluation
 
-from .flow import TOLERANCE, FlowReport, certify_flow, ratio
+from .flow import TOLERANCE, FlowReport, certify_flow
 from .gradients import GradientReport, certify_gradients
-
-"""Largest relative difference from float64 backpropagation of a gradient that is called exact, by its precision: the
-rounding of each format (2^-53, 2^-24, 2^-11, 2^-8), accumulated over the operations of a solve."""
-"""A gradient may also differ this many times as much as backpropagation in the same precision: where rounding moves a
-state across the kink of a relu, no way to pay for the gradient comes nearer."""
-"""The ways to pay for a gradient that are certified."""
 
 
 @dataclass(frozen=True)
@@ -177,8 +172,7 @@ class _Running:
                 self._flows[name].solver, self._flows[name].gradient = own
         if [x.shape for x in other] != [x.shape for x in self._output]:
             return None
-        apart = math.hypot(*(float((a - b).norm()) for a, b in zip(other, self._output, strict=True)))
-        return ratio(apart, math.hypot(*(float(x.norm()) for x in self._output)))
+        return difference(self._output, other).relative_norm()
 
     @torch.no_grad()
     def _leaves(self) -> list[Tensor]:

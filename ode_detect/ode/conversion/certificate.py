@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ode_detect.ode.difference import difference
 from ode_detect.ode.tables import table
 
 _SEED = 0
@@ -258,21 +259,9 @@ def _by_name(original: dict[str, Tensor | None], converted: dict[str, Tensor | N
 
 
 def _largest(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> float:
-    if len(a) != len(b):
-        return math.inf
-    return max((_difference(x, y) for x, y in zip(a, b, strict=True)), default=0.0)
-
-
-def _difference(a: Tensor | None, b: Tensor | None) -> float:
-    if a is None or b is None:
-        return 0.0 if a is b else math.inf
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return math.inf
-    same = (a == b) | (a.isnan() & b.isnan())
-    if bool(same.all()):
-        return 0.0
-    difference = float((a.double() - b.double()).abs()[~same].max())
-    return math.inf if math.isnan(difference) else difference
+    """The largest absolute difference; infinite where only one has a tensor, a shape, a dtype or a number."""
+    dtypes = ([None if tensor is None else tensor.dtype for tensor in tensors] for tensors in (a, b))
+    return difference(a, b).largest if next(dtypes) == next(dtypes) else math.inf
 
 
 def _span(blocks: Sequence[str]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ode_detect.ode.block import ODEBlock
+from ode_detect.ode.difference import TINY, difference
 from ode_detect.ode.gradients import scheme_for
 from ode_detect.ode.names import check_name
 from ode_detect.ode.solvers import FixedStep
@@ -193,17 +193,5 @@ def _require(package: str) -> Any:
 
 
 def _differences(expected: dict[str, Tensor], given: dict[str, Tensor]) -> dict[str, float]:
-    return {name: _difference(wanted, given[name]) for name, wanted in expected.items()}
-
-
-def _difference(wanted: Tensor, given: Tensor) -> float:
-    """The largest difference as a share of the largest value; infinite where only one has a number."""
-    if given.shape != wanted.shape:
-        return math.inf
-    a, b = wanted.double().cpu(), given.double().cpu()
-    differs = (a != b) & ~(a.isnan() & b.isnan())
-    if not bool(differs.any()):
-        return 0.0
-    largest, values = float((a - b).abs()[differs].max()), a[a.isfinite()].abs()
-    scale = max(float(values.max()) if len(values) else 0.0, torch.finfo(torch.float32).tiny)
-    return math.inf if math.isnan(largest) else largest / scale
+    """For each output, the largest difference as a share of the largest value; infinite where only one has a number."""
+    return {name: difference([wanted], [given[name]]).relative_largest(TINY) for name, wanted in expected.items()}

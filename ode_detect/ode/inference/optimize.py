@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from ode_detect.ode.block import ODEBlock
+from ode_detect.ode.difference import TINY, difference
 from ode_detect.ode.gradients import Reversible, needs_gradient, scheme_for
 from ode_detect.ode.names import check_name
 from ode_detect.ode.pieces import PiecewiseConstant
@@ -85,6 +86,20 @@ class InferenceFlow(ODEBlock):
     Smaller steps than those of the network, and other methods, are taken as by `ODEBlock`: a state in bfloat16 would
     round small steps away.
     """
+
+    @classmethod
+    def from_block(cls, block: ODEBlock) -> InferenceFlow:
+        """Return the flow of a block: its field, and so its weights, its solver, gradient, mode and hooks.
+
+        Hooks that are registered on one of the two later are not on the other, and what records the block does not
+        record the flow.
+        """
+        flow = cls.__new__(cls)
+        state = block.__getstate__()
+        flow.__setstate__(
+            {name: copy.copy(value) if isinstance(value, dict) else value for name, value in state.items()}
+        )
+        return flow
 
     def _solve(self, h: Tensor, tally: Tally | None) -> Tensor:
         solver = self.solver
@@ -215,14 +230,23 @@ def select(
 
 def copy_for_inference(model: nn.Module) -> Prepared:
     """A copy in evaluation mode, without gradients, with its normalisations folded, that refuses training mode."""
-    clone = copy.deepcopy(model).eval().requires_grad_(False)
-    for block in (m for m in clone.modules() if isinstance(m, ODEBlock)):
-        block.gradient = scheme_for(block.gradient)
-        if not isinstance(block.gradient, Reversible):  # which is a scheme of its own, with other outputs
-            block.__class__ = InferenceFlow
+    clone = _with_inference_flows(model).eval().requires_grad_(False)
     folding = fold_norms(clone)
     clone.register_forward_pre_hook(_refuse_training)
     return Prepared(clone, folding)
+
+
+def _with_inference_flows(model: nn.Module) -> nn.Module:
+    """A copy of a model in which every block that solves by the scheme of its solver is an `InferenceFlow`."""
+    copies: dict[int, Any] = {}
+    # The innermost first: a copy of a block holds the flows that its field has.
+    for block in reversed([module for module in model.modules() if isinstance(module, ODEBlock)]):
+        clone = copy.deepcopy(block, copies)
+        clone.gradient = scheme_for(block.gradient)
+        if not isinstance(clone.gradient, Reversible):  # which is a scheme of its own, with other outputs
+            # Wherever the model refers to the block, its copy refers to the flow.
+            copies[id(block)] = InferenceFlow.from_block(clone)
+    return copy.deepcopy(model, copies)
 
 
 def is_optimized(model: nn.Module) -> bool:
@@ -259,11 +283,7 @@ def relative_errors(expected: dict[str, Tensor], given: dict[str, Tensor]) -> di
     """For each tensor, the norm of the difference divided by the norm of what was expected."""
     if not expected:
         raise ValueError("outputs are compared, and the model returns no tensors; give an example for which it does.")
-    errors = {}
-    for name, wanted in expected.items():
-        scale = wanted.double().norm().clamp(min=torch.finfo(torch.float32).tiny)
-        errors[name] = float((given[name].double() - wanted.double()).norm() / scale)
-    return errors
+    return {name: difference([wanted], [given[name]]).relative_norm(TINY) for name, wanted in expected.items()}
 
 
 class _Cast:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import conv_flop_count, flop_registry, register_flop_formula
 
 from ode_detect.ode.conversion.residual import RELU, ResidualBranch
-from ode_detect.ode.fields import BasicField, BottleneckField, _Conv
+from ode_detect.ode.fields import BasicField, BottleneckField, NormedConv2d
 from ode_detect.ode.pieces import HatFunctions
 
 
@@ -170,7 +170,7 @@ def _packed_row(row: list[nn.Module]) -> list[nn.Module]:
 
 def _is_plain(module: object) -> TypeGuard[nn.Conv2d]:
     # A subclass with a forward of its own computes something else.
-    known = isinstance(module, nn.Conv2d) and type(module).__name__ in ("Conv2d", _Conv.__name__)
+    known = isinstance(module, nn.Conv2d) and type(module).__name__ in ("Conv2d", NormedConv2d.__name__)
     alone = isinstance(getattr(module, "norm", None), nn.Identity | None)
     activation = getattr(module, "activation", None)
     relu = activation is None or activation is F.relu or isinstance(activation, nn.ReLU)

@@ -65,6 +65,12 @@ def find_linear_end(field: nn.Module, t: float, h: Tensor) -> LinearEnd | None:
     return end if _is_linear(field, end, t, h) else None
 
 
+def common_end(fields: Sequence[nn.Module], t: float, h: Tensor) -> LinearEnd | None:
+    """The linear end that all of the fields have; None if there is none, or if the state is no (N, C, H, W)."""
+    ends = {find_linear_end(field, t, h) if h.dim() == 4 else None for field in fields}
+    return ends.pop() if len(ends) == 1 else None
+
+
 def _is_linear(field: nn.Module, end: LinearEnd, t: float, h: Tensor) -> bool:
     conv = convolution(field, end)
     if conv.groups != 1 or conv.stride != (1, 1) or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
@@ -227,6 +233,34 @@ def set_affine_map(field: nn.Module, end: LinearEnd, wanted: Tensor, mean: Tenso
         bias = torch.zeros_like(bias)
     if conv.bias is not None:
         conv.bias.copy_(bias)
+
+
+def best_solution(
+    options: Sequence[Sequence[nn.Module]], equations: Sequence[NormalEquations], end: LinearEnd, ridge: float
+) -> tuple[int, dict[int, Tensor]]:
+    """Solve the equations of each option, and return the number and the maps of the one with the smallest residual.
+
+    Args:
+        options: the pieces of each option, whose own maps the solution is held to.
+        equations: those of each option.
+        end: the linear end of all pieces.
+        ridge: as for `NormalEquations.solve`.
+    """
+    solved = []
+    for parts, sums in zip(options, equations, strict=True):
+        maps = sums.solve({k: affine_map(parts[k], end) for k in sums.indices}, ridge)
+        solved.append((sums.residual(maps), maps))
+    number = min(range(len(solved)), key=lambda option: solved[option][0])
+    return number, solved[number][1]
+
+
+def set_solution(
+    parts: Sequence[nn.Module], end: LinearEnd, equations: NormalEquations, maps: Mapping[int, Tensor]
+) -> None:
+    """Give the pieces their maps, with the statistics that the equations have of the convolutions' outputs."""
+    mean, variance = equations.statistics(maps)
+    for k, wanted in maps.items():
+        set_affine_map(parts[k], end, wanted, mean, variance)
 
 
 def convolution(field: nn.Module, end: LinearEnd) -> nn.Conv2d:

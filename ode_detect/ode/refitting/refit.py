@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from dataclasses import field as dataclass_field
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from ode_detect.ode.flows import find_flow, flows_of
 from ode_detect.ode.gradients import scheme_for
 from ode_detect.ode.names import check_name
 from ode_detect.ode.observation import hooked, in_evaluation
-from ode_detect.ode.pieces import HatFunctions, PiecewiseConstant, parameters_and_buffers, shapes_of
+from ode_detect.ode.pieces import HatFunctions, PiecewiseConstant, are_alike, blended, halved, parts_of, shares_at
 from ode_detect.ode.solvers import FixedStep
 from ode_detect.ode.tables import table
 
@@ -29,17 +30,18 @@ from .least_squares import (
     LinearEnd,
     NormalEquations,
     activations,
-    affine_map,
+    best_solution,
+    common_end,
     convolution,
-    find_linear_end,
     sampled_rows,
-    set_affine_map,
+    set_solution,
 )
 
 _CONTAINERS: dict[str, type[PiecewiseConstant] | type[HatFunctions]] = {
     "piecewise": PiecewiseConstant,
     "hat": HatFunctions,
 }
+_NO_END = "best candidate only: the field does not end in a convolution and fixed statistics"
 
 
 def split_pieces(model: nn.Module, *, flow: str | None = None) -> None:
@@ -65,26 +67,11 @@ def split_pieces(model: nn.Module, *, flow: str | None = None) -> None:
     for name, block in flows.items():
         _fixed_steps(name, block)
     for block in flows.values():
-        twice = _split(block.field, block.duration)
+        twice = halved(block.field, block.duration)
         for module in (twice, *twice.children()):
             module.training = block.field.training
         assert isinstance(block.solver, FixedStep)
         block.field, block.solver = twice, replace(block.solver, steps=2 * block.solver.steps)
-
-
-def _split(field: nn.Module, duration: float) -> nn.Module:
-    """A field of the same weights over time in twice the pieces; ``duration`` is that of constant weights."""
-    if isinstance(field, HatFunctions) and len(field.knots) > 1:
-        knots = list(field.knots)
-        for index in reversed(range(1, len(knots))):
-            knots.insert(index, _blended(knots[index - 1 : index + 1], [0.5, 0.5]))
-        return HatFunctions(knots, duration=field.duration)
-    if isinstance(field, PiecewiseConstant | HatFunctions):
-        pieces, duration = _parts(field), field.duration
-    else:
-        pieces = [field]
-    twice = [part for piece in pieces for part in (piece, copy.deepcopy(piece))]
-    return (HatFunctions if isinstance(field, HatFunctions) else PiecewiseConstant)(twice, duration=duration)
 
 
 @dataclass(frozen=True)
@@ -192,150 +179,187 @@ def project_pieces(
     batches = list(pictures)
     if not batches:
         raise ValueError("a projection is fitted to pictures, and there are none; give at least one batch.")
-    fits = {name: _Fit(name, block, count, kind) for name, block in _flows(model, flow).items()}
+    options = {name: _options_of(name, block, count, kind) for name, block in _flows(model, flow).items()}
     generator = torch.Generator().manual_seed(seed)
     with in_evaluation(model):
         with ExitStack() as hooks:
-            for fit in fits.values():
-                hooks.enter_context(fit.collecting(positions, generator))
+            sums = {n: hooks.enter_context(_summing(o, positions, generator)) for n, o in options.items()}
             _run(model, batches)
-        for fit in fits.values():
-            fit.solve(ridge)
+        # The sums of each flow go when its fields are fitted: they are large.
+        fitted = {name: _fitted(option, sums.pop(name), ridge) for name, option in options.items()}
         with ExitStack() as hooks:
-            for fit in fits.values():
-                hooks.enter_context(fit.comparing())
+            compared = {n: hooks.enter_context(_comparing(o, fitted[n])) for n, o in options.items()}
             _run(model, batches)
-    return ProjectionReport(kind, tuple(fit.finish() for fit in fits.values()))
+    return ProjectionReport(kind, tuple(_put(o, fitted[n], compared[n]) for n, o in options.items()))
 
 
-class _Fit:
-    """The projection of one flow, under way.
+@dataclass(frozen=True)
+class _Options:
+    """One flow that is projected, and the fields from which its projection may start."""
 
-    Piecewise constant pieces are independent systems of equations; the knots of hat functions are one.
+    name: str
+    block: ODEBlock
+    kind: str  # "piecewise", whose pieces are independent systems of equations, or "hat", whose knots are one system
+    pieces: list[nn.Module]
+    fields: list[PiecewiseConstant | HatFunctions]
+
+    def composed(self, chosen: Mapping[int, int]) -> nn.Module:
+        """The field that takes each system of equations from the option that is chosen for it."""
+        if self.kind == "hat":
+            return self.fields[chosen[0]]
+        parts = [parts_of(self.fields[chosen[system]])[system] for system in sorted(chosen)]
+        return PiecewiseConstant(parts, duration=self.fields[0].duration)
+
+
+@dataclass
+class _Sums:
+    """Sums over the evaluations of a flow: squares of dh/dt, and for each option those of the difference from it.
+
+    The keys are (number of the option, system of equations). ``end`` is None if the pieces have no linear end in
+    common.
     """
 
-    def __init__(self, name: str, block: ODEBlock, count: int, kind: str) -> None:
-        self._name, self._block, self._kind = name, block, kind
-        self._pieces = _pieces(name, block, count)
-        self._end: LinearEnd | None = None
-        self._options = list(_options(name, block, count, kind))
-        self._power = 0.0
-        self._off: dict[tuple[int, int], float] = {}
-        self._equations: dict[tuple[int, int], NormalEquations] = {}
-        self._modes = {name: module.training for name, module in self._pieces[0].named_modules()}
-
-    @contextmanager
-    def collecting(self, positions: int, generator: torch.Generator) -> Iterator[None]:
-        """While the model runs: write down what each option gives, and the equations of its linear end."""
-        first = True
-
-        def see(module: nn.Module, inputs: tuple[float, Tensor], slope: Tensor) -> None:
-            nonlocal first
-            t, h = inputs
-            if first:
-                first = False
-                self._end = _common_end(self._pieces, t, h)
-            self._power += _power(slope)
-            shares = _shares(self._options[0], t)
-            system = shares[0][0] if self._kind == "piecewise" else 0
-            where = torch.randperm(h[0, 0].numel(), generator=generator)[:positions].to(h.device)
-            for number, option in enumerate(self._options):
-                key = (number, system)
-                if self._end is None:
-                    self._off[key] = self._off.get(key, 0.0) + _power(option(t, h) - slope)
-                    continue
-                with activations(_parts(option), self._end) as seen:
-                    self._off[key] = self._off.get(key, 0.0) + _power(option(t, h) - slope)
-                part = _parts(option)[shares[0][0]]
-                x, y = sampled_rows(seen[0], slope, convolution(part, self._end), where)
-                self._equations.setdefault(key, NormalEquations()).add(x, y, shares)
-
-        with hooked(self._block.field, see):
-            yield
-
-    def solve(self, ridge: float) -> None:
-        """Choose the options and solve for the linear ends."""
-        if not self._off:
-            raise ValueError(f"{self._name!r} was not run on the pictures; the model must call it.")
-        systems = sorted({system for _, system in self._off})
-        numbers = range(len(self._options))
-        best = {s: min(numbers, key=lambda o, s=s: self._off[o, s]) for s in systems}  # type: ignore[misc]
-        averaged = sum(self._off[0, s] for s in systems) if _alike(self._pieces) else math.nan
-        self._averaged = math.sqrt(averaged / max(self._power, 1e-300))
-        self._candidate_off = sum(self._off[best[s], s] for s in systems)
-        self._candidate = self._composed(best)
-        self._fitted = copy.deepcopy(self._candidate)
-        if self._end is None:
-            return
-        chosen, maps = {}, {}
-        for s in systems:
-            solved = {}
-            for o in numbers:
-                known = {k: affine_map(_parts(self._options[o])[k], self._end) for k in self._equations[o, s].indices}
-                solved[o] = self._equations[o, s].solve(known, ridge)
-            chosen[s] = min(numbers, key=lambda o, s=s: self._equations[o, s].residual(solved[o]))  # type: ignore[misc]
-            maps[s] = solved[chosen[s]]
-        self._fitted = copy.deepcopy(self._composed(chosen))
-        for s in systems:
-            mean, variance = self._equations[chosen[s], s].statistics(maps[s])
-            for k, wanted in maps[s].items():
-                set_affine_map(_parts(self._fitted)[k], self._end, wanted, mean, variance)
-        self._equations.clear()
-
-    @contextmanager
-    def comparing(self) -> Iterator[None]:
-        """While the model runs: see what the candidate and the fitted field give."""
-        flows = [_with_field(self._block, field) for field in (self._candidate, self._fitted)]
-        self._fitted_off, self._output_power, self._output_off = 0.0, 0.0, [0.0, 0.0]
-
-        def see(module: nn.Module, inputs: tuple[float, Tensor], slope: Tensor) -> None:
-            self._fitted_off += _power(self._fitted(*inputs) - slope)
-
-        def see_output(module: nn.Module, inputs: tuple[Tensor], out: Tensor) -> None:
-            self._output_power += _power(out)
-            for index, flow in enumerate(flows):
-                self._output_off[index] += _power(flow(*inputs) - out)
-
-        with hooked(self._block.field, see), hooked(self._block, see_output):
-            yield
-
-    def finish(self) -> FlowProjection:
-        """Put the better field in place of the pieces, and say what was done."""
-        helped = self._fitted_off < self._candidate_off
-        before = self._block.field
-        self._block.field = self._fitted if helped else self._candidate
-        self._block.field.train(before.training)
-        for part in _parts(self._block.field):
-            for name, module in part.named_modules():
-                module.training = self._modes.get(name, before.training)
-        note = "" if self._end else "best candidate only: the field does not end in a convolution and fixed statistics"
-        power = max(self._power, 1e-300)
-        return FlowProjection(
-            name=self._name,
-            pieces=len(self._pieces),
-            count=len(_parts(self._block.field)),
-            parameters=_size(before),
-            parameters_after=_size(self._block.field),
-            averaged=self._averaged,
-            candidate=math.sqrt(self._candidate_off / power),
-            fitted=math.sqrt(min(self._fitted_off, self._candidate_off) / power),
-            output=math.sqrt(self._output_off[int(helped)] / max(self._output_power, 1e-300)),
-            note=note,
-        )
-
-    def _composed(self, chosen: dict[int, int]) -> nn.Module:
-        if self._kind == "hat":
-            return self._options[chosen[0]]
-        parts = [_parts(self._options[chosen[s]])[s] for s in sorted(chosen)]
-        return PiecewiseConstant(parts, duration=self._options[0].duration)
+    power: float = 0.0
+    off: dict[tuple[int, int], float] = dataclass_field(default_factory=dict)
+    equations: dict[tuple[int, int], NormalEquations] = dataclass_field(default_factory=dict)
+    end: LinearEnd | None = None
 
 
-def _options(name: str, block: ODEBlock, count: int, kind: str) -> Iterator[PiecewiseConstant | HatFunctions]:
+@dataclass(frozen=True)
+class _Fitted:
+    """The best option, and the best one after its linear end was solved for, with what is known of them."""
+
+    candidate: nn.Module
+    fitted: nn.Module
+    averaged: float
+    candidate_off: float
+    power: float
+    note: str
+
+
+@dataclass
+class _Compared:
+    """Sums of squares over the second run: of the fitted field's difference, of outputs, and of their differences."""
+
+    fitted_off: float = 0.0
+    output_power: float = 0.0
+    output_off: list[float] = dataclass_field(default_factory=lambda: [0.0, 0.0])
+
+
+@contextmanager
+def _summing(options: _Options, positions: int, generator: torch.Generator) -> Iterator[_Sums]:
+    """While the model runs: sum up how far each option is off, and the equations of its linear end."""
+    sums, first = _Sums(), True
+
+    def see(module: nn.Module, inputs: tuple[float, Tensor], slope: Tensor) -> None:
+        nonlocal first
+        t, h = inputs
+        if first:
+            first, sums.end = False, common_end(options.pieces, t, h)
+        sums.power += _power(slope)
+        shares = shares_at(options.fields[0], t)
+        system = shares[0][0] if options.kind == "piecewise" else 0
+        where = torch.randperm(h[0, 0].numel(), generator=generator)[:positions].to(h.device)
+        for number, option in enumerate(options.fields):
+            key = (number, system)
+            if sums.end is None:
+                sums.off[key] = sums.off.get(key, 0.0) + _power(option(t, h) - slope)
+                continue
+            with activations(parts_of(option), sums.end) as seen:
+                sums.off[key] = sums.off.get(key, 0.0) + _power(option(t, h) - slope)
+            x, y = sampled_rows(seen[0], slope, convolution(parts_of(option)[shares[0][0]], sums.end), where)
+            sums.equations.setdefault(key, NormalEquations()).add(x, y, shares)
+
+    with hooked(options.block.field, see):
+        yield sums
+
+
+def _fitted(options: _Options, sums: _Sums, ridge: float) -> _Fitted:
+    """Choose among the options, and solve for the linear ends."""
+    if not sums.off:
+        raise ValueError(f"{options.name!r} was not run on the pictures; the model must call it.")
+    systems = sorted({system for _, system in sums.off})
+    numbers = range(len(options.fields))
+    best = {s: min(numbers, key=lambda o, s=s: sums.off[o, s]) for s in systems}  # type: ignore[misc]
+    averaged = sum(sums.off[0, s] for s in systems) if are_alike(options.pieces) else math.nan
+    candidate = options.composed(best)
+    if sums.end is None:
+        fitted, note = copy.deepcopy(candidate), _NO_END
+    else:
+        parts = [parts_of(field) for field in options.fields]
+        solved = {
+            s: best_solution([parts[o] for o in numbers], [sums.equations[o, s] for o in numbers], sums.end, ridge)
+            for s in systems
+        }
+        fitted, note = copy.deepcopy(options.composed({s: number for s, (number, _) in solved.items()})), ""
+        for s, (number, maps) in solved.items():
+            set_solution(parts_of(fitted), sums.end, sums.equations[number, s], maps)
+    return _Fitted(
+        candidate,
+        fitted,
+        averaged=math.sqrt(averaged / max(sums.power, 1e-300)),
+        candidate_off=sum(sums.off[best[s], s] for s in systems),
+        power=sums.power,
+        note=note,
+    )
+
+
+@contextmanager
+def _comparing(options: _Options, fitted: _Fitted) -> Iterator[_Compared]:
+    """While the model runs: sum up how far the candidate and the fitted field are off."""
+    flows = [_with_field(options.block, field) for field in (fitted.candidate, fitted.fitted)]
+    sums = _Compared()
+
+    def see(module: nn.Module, inputs: tuple[float, Tensor], slope: Tensor) -> None:
+        sums.fitted_off += _power(fitted.fitted(*inputs) - slope)
+
+    def see_output(module: nn.Module, inputs: tuple[Tensor], out: Tensor) -> None:
+        sums.output_power += _power(out)
+        for index, flow in enumerate(flows):
+            sums.output_off[index] += _power(flow(*inputs) - out)
+
+    with hooked(options.block.field, see), hooked(options.block, see_output):
+        yield sums
+
+
+def _put(options: _Options, fitted: _Fitted, compared: _Compared) -> FlowProjection:
+    """Put the better field in place of the pieces, and say what was done."""
+    helped = compared.fitted_off < fitted.candidate_off
+    block, before = options.block, options.block.field
+    block.field = fitted.fitted if helped else fitted.candidate
+    block.field.train(before.training)
+    modes = {name: module.training for name, module in options.pieces[0].named_modules()}
+    for part in parts_of(block.field):
+        for name, module in part.named_modules():
+            module.training = modes.get(name, before.training)
+    power = max(fitted.power, 1e-300)
+    return FlowProjection(
+        name=options.name,
+        pieces=len(options.pieces),
+        count=len(parts_of(block.field)),
+        parameters=_size(before),
+        parameters_after=_size(block.field),
+        averaged=fitted.averaged,
+        candidate=math.sqrt(fitted.candidate_off / power),
+        fitted=math.sqrt(min(compared.fitted_off, fitted.candidate_off) / power),
+        output=math.sqrt(compared.output_off[int(helped)] / max(compared.output_power, 1e-300)),
+        note=fitted.note,
+    )
+
+
+def _options_of(name: str, block: ODEBlock, count: int, kind: str) -> _Options:
+    pieces = _pieces(name, block, count)
+    return _Options(name, block, kind, pieces, list(_fields(name, block, pieces, count, kind)))
+
+
+def _fields(
+    name: str, block: ODEBlock, pieces: list[nn.Module], count: int, kind: str
+) -> Iterator[PiecewiseConstant | HatFunctions]:
     """The fields from which a projection starts: of averages, then of single pieces, the nearest in time first."""
-    pieces, solver, field = _pieces(name, block, count), _fixed_steps(name, block), block.field
+    solver, field = _fixed_steps(name, block), block.field
     assert isinstance(field, PiecewiseConstant)
     make, duration = _CONTAINERS[kind], field.duration
-    if kind == "hat" and not _alike(pieces):
+    if kind == "hat" and not are_alike(pieces):
         raise ValueError(
             f"the pieces of {name!r} are not of the same build, so hat functions cannot blend them; "
             "project on kind='piecewise'."
@@ -343,34 +367,19 @@ def _options(name: str, block: ODEBlock, count: int, kind: str) -> Iterator[Piec
     template = make([nn.Identity() for _ in range(count)], duration=duration)
     weights = torch.zeros(count, len(pieces))
     for start, _ in solver.grid(block.duration):
-        for k, share in _shares(template, start):
+        for k, share in shares_at(template, start):
             weights[k, field.index(start)] += share
     if not bool(weights.any(dim=0).all()):
         raise ValueError(
             f"{name!r} has {len(pieces)} pieces and {solver.steps} steps, so that some are never evaluated; "
             f"give its solver {len(pieces)} steps or a multiple."
         )
-    if _alike(pieces):
-        yield make([_blended(pieces, (row / row.sum()).tolist()) for row in weights], duration=duration).eval()
+    if are_alike(pieces):
+        yield make([blended(pieces, (row / row.sum()).tolist()) for row in weights], duration=duration).eval()
     orders = [[int(n) for n in row.argsort(descending=True, stable=True) if row[n] > 0] for row in weights]
     for rank in range(max(map(len, orders))):
         nearest = [pieces[order[min(rank, len(order) - 1)]] for order in orders]
         yield make([copy.deepcopy(piece) for piece in nearest], duration=duration).eval()
-
-
-def _alike(pieces: Sequence[nn.Module]) -> bool:
-    return all(shapes_of(piece) == shapes_of(pieces[0]) for piece in pieces)
-
-
-def _blended(pieces: Sequence[nn.Module], weights: Sequence[float]) -> nn.Module:
-    """A copy of the first piece with the weighted mean of the floating-point tensors of all."""
-    blend = copy.deepcopy(pieces[0])
-    tensors = [parameters_and_buffers(piece) for piece in pieces]
-    for name, tensor in parameters_and_buffers(blend).items():
-        if tensor.is_floating_point():
-            parts = [weight * other[name].detach() for weight, other in zip(weights, tensors, strict=True) if weight]
-            tensor.detach().copy_(torch.stack(parts).sum(dim=0))
-    return blend
 
 
 def _flows(model: nn.Module, flow: str | None) -> dict[str, ODEBlock]:
@@ -401,24 +410,6 @@ def _pieces(name: str, block: ODEBlock, count: int) -> list[nn.Module]:
             f"{len(pieces) - 1}."
         )
     return pieces
-
-
-def _parts(field: nn.Module) -> list[nn.Module]:
-    assert isinstance(field, PiecewiseConstant | HatFunctions)
-    return list(field.pieces if isinstance(field, PiecewiseConstant) else field.knots)
-
-
-def _shares(field: PiecewiseConstant | HatFunctions, t: float) -> list[tuple[int, float]]:
-    """Which pieces act at a time, with which weights."""
-    if isinstance(field, PiecewiseConstant):
-        return [(field.index(t), 1.0)]
-    left, weight = field.between(t)
-    return [(k, share) for k, share in ((left, 1.0 - weight), (left + 1, weight)) if share > 0.0]
-
-
-def _common_end(pieces: Sequence[nn.Module], t: float, h: Tensor) -> LinearEnd | None:
-    ends = {find_linear_end(piece, t, h) if h.dim() == 4 else None for piece in pieces}
-    return ends.pop() if len(ends) == 1 else None
 
 
 def _with_field(block: ODEBlock, field: nn.Module) -> ODEBlock:

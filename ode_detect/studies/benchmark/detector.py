@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from ode_detect.detection.optimize import optimize_detector
 from ode_detect.ode import FixedStep, solver_override, to_ode
-from ode_detect.ode.dial import flows_of
-from ode_detect.ode.flows import find_flow
+from ode_detect.ode.flows import find_flow, flows_of
 from ode_detect.ode.inference.optimize import relative_errors
 from ode_detect.studies.timing import Case, Ratio, Side
 

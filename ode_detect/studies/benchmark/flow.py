@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ode_detect.ode import FixedStep, ODEBlock, PiecewiseConstant
 from ode_detect.ode.diffeq import plain_odeint
+from ode_detect.ode.difference import difference
 from ode_detect.studies.timing import Case, Ratio, Side
 
 from .stages import Stage, train_step
@@ -76,7 +77,7 @@ def _against_discrete(stage: Stage) -> Iterator[Case]:
     h = stage.state()
     with torch.no_grad():
         reference = blocks(h)
-        differences = {n: float((m(h) - reference).abs().max() / reference.abs().max()) for n, (_, m) in sides.items()}
+        differences = {n: difference([reference], [m(h)]).relative_largest() for n, (_, m) in sides.items()}
     for what, run in (("forward", _forward), ("training step", train_step)):
         yield Case(
             name=f"{stage.name}, {stage.blocks} blocks, {what}",

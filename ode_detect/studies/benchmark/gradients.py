@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ode_detect.ode import Adjoint, Backprop, Checkpoint, FixedStep, ODEBlock, Reversible, record_solves
+from ode_detect.ode.difference import difference
 from ode_detect.ode.gradients import Gradient
 from ode_detect.ode.memory import bytes_kept
 from ode_detect.studies.process_memory import growth
@@ -145,14 +146,9 @@ def _differences(stage: Stage, steps: int, modes: Container[str]) -> dict[str, d
         flows, h = _flows(stage, steps, dtype), stage.state(dtype=dtype)
         exact = {mode: train_step(flows[mode], h) for mode in (BACKPROP, COUPLED)}
         for mode, other in compared.items():
-            differences[mode][_difference_name(dtype)] = relative_difference(train_step(flows[mode], h), exact[other])
+            apart = difference(exact[other], train_step(flows[mode], h))
+            differences[mode][_difference_name(dtype)] = apart.relative_norm()
     return differences
-
-
-def relative_difference(ours: list[Tensor], exact: list[Tensor]) -> float:
-    """Norm of the difference over the norm of ``exact``, of all tensors together."""
-    difference = sum(float((a - b).double().square().sum()) for a, b in zip(ours, exact, strict=True))
-    return (difference / sum(float(b.double().square().sum()) for b in exact)) ** 0.5
 
 
 def _difference_name(dtype: torch.dtype) -> str:

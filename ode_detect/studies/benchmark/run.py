@@ -18,13 +18,13 @@ from ode_detect.studies.process_memory import keep_freed_memory
 from ode_detect.studies.timing import MAX_ROUNDS, MIN_ROUNDS, Case, measure
 from ode_detect.task import ConfigError
 
-from . import classification, conversion, detector, export, flow, gradients
+from . import classification, conversion, detector, export, flow, gradients, threads
 
 SECONDS = 8.0
 PROTOCOL = clauses(
     "times",
     (
-        "one process",
+        "one process, in threads one for each way to wait",
         "the sides of a case take turns: two rounds of warm-up, then as many rounds as fit into its time, "
         f"{MIN_ROUNDS} to {MAX_ROUNDS} (the number is in the file), without garbage collection",
         "the C library keeps freed memory",
@@ -70,6 +70,7 @@ SECTIONS: dict[str, Section] = {
     "dial": Section("time of the R-101 backbone by the steps of res4", detector.dial_cases),
     "classification": Section("training of classifiers by our trainer against a plain loop", classification.cases),
     "export": Section("a classifier with flows in onnxruntime against PyTorch", export.cases, export.REQUIRED),
+    "threads": Section("training steps, by how threads wait, alone and with a busy process", threads.cases),
 }
 
 

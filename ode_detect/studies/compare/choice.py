@@ -23,6 +23,8 @@ def choose(
 ) -> list[Recipe]:
     """The networks to compare, in the order of the configs or of ``networks``, each in all roles.
 
+    A network without flows has no roles: among others it is taken as it is.
+
     Args:
         configs: the files.
         roles: each network is taken in these; () takes it in its own.
@@ -30,7 +32,7 @@ def choose(
         overrides: key, value, ... for all.
 
     Raises:
-        ConfigError: fewer than two networks, one that comes twice, or roles of a network without flows.
+        ConfigError: fewer than two networks, one that comes twice, or roles where no network has flows.
         UnknownNameError: no role, or no network of these configs.
     """
     _refuse_twice("config", map(str, configs), [Path(path).resolve() for path in configs])
@@ -39,13 +41,9 @@ def choose(
     picked = _by_name(configs, networks) if networks else [_own(path) for path in configs]
     if roles:
         _check_roles(roles, overrides)
-        for recipe in picked:
-            _check_flows(recipe, overrides)
-        own_roles = {path: load_config(path).MODEL.ODE.ROLE for path in map(str, configs)}
-        picked = [in_role(recipe, role, own_roles[recipe.file]) for recipe in picked for role in roles]
-    _refuse_twice(
-        "network", [recipe.name for recipe in picked], [(r.file, *sorted(r.settings().items())) for r in picked]
-    )
+        picked = _in_roles(picked, roles, overrides)
+    made_by = [(one.file, *sorted(one.settings().items())) for one in picked]
+    _refuse_twice("network", [one.name for one in picked], made_by)
     if len(picked) < 2:
         raise ConfigError(
             f"a comparison needs two configs or more, or one in two roles, and {len(picked)} was given. Give the twin "
@@ -66,7 +64,7 @@ def _by_name(configs: Sequence[str], networks: Sequence[str]) -> list[Recipe]:
         check_name(name, having, "network")
         if len(having[name]) > 1:
             raise ConfigError(
-                f"a network is named by one config, and {name!r} by {' and '.join(having[name])}; leave one of them out."
+                f"a network is named by one config, and {name!r} by {' and '.join(having[name])}; leave one out."
             )
     used = {having[name][0] for name in networks}
     for path in known:
@@ -93,17 +91,29 @@ def _check_roles(roles: Sequence[str], overrides: Sequence[str]) -> None:
         raise ConfigError("--roles sets MODEL.ODE.ROLE, and it is among the config keys too; leave out one of the two.")
 
 
-def _check_flows(recipe: Recipe, overrides: Sequence[str]) -> None:
-    """Refuse roles of a network in which nothing depends on them."""
+def _in_roles(recipes: Sequence[Recipe], roles: Sequence[str], overrides: Sequence[str]) -> list[Recipe]:
+    """Each network in all roles; those without flows once, as they are."""
+    flowing = [recipe for recipe in recipes if _has_flows(recipe, overrides)]
+    if not flowing:
+        backbone = load_config(recipes[0].file, recipes[0].keys).MODEL.BACKBONE.NAME
+        raise ConfigError(
+            f"a role says what stands in the place of flows, and {recipes[0].name} of {recipes[0].file} has none "
+            f"(MODEL.BACKBONE.NAME is {backbone}). Leave --roles out, and give others to compare it with by --configs."
+        )
+    found = []
+    for recipe in recipes:
+        own_role = load_config(recipe.file).MODEL.ODE.ROLE
+        found += [in_role(recipe, role, own_role) for role in roles] if recipe in flowing else [recipe]
+    return found
+
+
+def _has_flows(recipe: Recipe, overrides: Sequence[str]) -> bool:
+    """Whether the network has flows in the role of an ODE network."""
     cfg = load_config(recipe.file, [*recipe.keys, *overrides, "MODEL.ODE.ROLE", "ode"])
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
         model = build_network(cfg)
-    if not any(isinstance(module, ODEBlock) for module in model.modules()):
-        raise ConfigError(
-            f"a role says what stands in the place of flows, and {recipe.name} of {recipe.file} has none "
-            f"(MODEL.BACKBONE.NAME is {cfg.MODEL.BACKBONE.NAME}). Give it by --configs, without --roles, beside others."
-        )
+    return any(isinstance(module, ODEBlock) for module in model.modules())
 
 
 def _refuse_twice(what: str, names: Iterable[str], values: Sequence[object]) -> None:

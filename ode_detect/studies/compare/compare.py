@@ -175,13 +175,15 @@ def _check_request(request: Request, trainings: Sequence[Training]) -> None:
                 "overwritten. Give another --output, or delete that folder."
             )
     if request.weights and (request.train or request.evaluate or max(request.seeds) > 1):
-        raise ConfigError("--weights takes one checkpoint for each network, and --train, --evaluate and --seeds make no "
-                          "sense with it; leave them out.")  # fmt: skip
-    names = dict.fromkeys(one.name for one in trainings)
-    if request.weights and len(request.weights) != len(names):
         raise ConfigError(
-            f"--weights takes one checkpoint for each network, in their order, and there are {len(request.weights)} for "
-            f"{len(names)}. Give one for each of {', '.join(names)}."
+            "--weights takes one checkpoint for each network, and --train, --evaluate and --seeds make no sense with "
+            "it; leave them out."
+        )
+    networks = dict.fromkeys(one.name for one in trainings)
+    if request.weights and len(request.weights) != len(networks):
+        raise ConfigError(
+            f"--weights takes one checkpoint for each network, in their order, and there are {len(request.weights)} "
+            f"for {len(networks)}. Give one for each of {', '.join(networks)}."
         )
 
 

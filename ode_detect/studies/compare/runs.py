@@ -49,8 +49,8 @@ def plan(
     recipes = choose(configs, roles, networks, overrides)
     if len(seeds) not in (1, len(recipes)) or any(count < 1 for count in seeds):
         raise ConfigError(
-            f"a comparison needs one seed or more of each network, and got {' '.join(map(str, seeds))}; give --seeds 3, "
-            f"for example, or {len(recipes)} numbers, one for each of {', '.join(one.name for one in recipes)}."
+            f"a comparison needs one seed or more of each network, and got {' '.join(map(str, seeds))}; give "
+            f"--seeds 3, for example, or {len(recipes)} numbers: for {', '.join(one.name for one in recipes)}."
         )
     counts = [*seeds] if len(seeds) > 1 else [*seeds] * len(recipes)
     if "SEED" in overrides[::2]:

@@ -31,8 +31,8 @@ from ode_detect.engine.weights import load_weights_only
 from ode_detect.media.files import read_object, say_unreadable, whole, write_text
 from ode_detect.ode import Adaptive, SolveError, estimate_statistics
 from ode_detect.ode.adaptive import Solver, takes_steps
-from ode_detect.ode.dial import LeftOut, changed_solver, check_method, flows_of, set_solvers, solved_by
-from ode_detect.ode.flows import find_flow, flow_names
+from ode_detect.ode.dial import LeftOut, SolverChange, changed_solver, check_method, chosen_solvers, solved_by
+from ode_detect.ode.flows import find_flow, flow_names, flows_of
 from ode_detect.ode.statistics import StatisticsError, batch_norms
 from ode_detect.report.dial import plot_dial
 from ode_detect.report.plots import MetricsError
@@ -172,9 +172,8 @@ class Dial:
         try:
             for method in methods:
                 for count in steps if check_method(method) or takes_steps(Adaptive(method)) else [None]:
-                    chosen = set_solvers(
-                        self.model, steps=count, method=method, flow=flows, **tolerances(self.run.cfg), dry=True
-                    )
+                    change = SolverChange(steps=count, method=method, flow=flows, **tolerances(self.run.cfg))
+                    chosen = chosen_solvers(self.model, change)
                     setting = self.full.with_flows(chosen)
                     if self._possible(setting):
                         found.setdefault(setting.name, setting)

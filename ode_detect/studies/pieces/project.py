@@ -28,10 +28,11 @@ from ode_detect.ode.pieces import PiecewiseConstant
 from ode_detect.ode.refitting.distillation import distil
 from ode_detect.ode.refitting.refit import project_pieces
 from ode_detect.ode.solvers import FixedStep
+from ode_detect.report.metrics import quantity
 from ode_detect.report.protocol import FULL_PIECES, TEST, Clause, Protocol, clauses
 from ode_detect.report.ratios import Panel, plot_panels
 from ode_detect.report.results import Results
-from ode_detect.report.rows import Row, is_fraction
+from ode_detect.report.rows import Row
 from ode_detect.studies.kept import KeptRows
 from ode_detect.task import ConfigError
 
@@ -216,7 +217,7 @@ def _projection_protocol(run: Run, wanted: Projection, used: str, pieces: int) -
 
 def _plot(rows: Sequence[Row], metric: str, path: Path) -> None:
     """Quality against parameters: the checkpoint ends each curve."""
-    factor = 100.0 if is_fraction(metric) else 1.0
+    factor = quantity(metric).factor
     first, *points = ((round(row.cost["parameters"] / 1e6, 3), factor * row.metrics[metric]) for row in rows)
     curves: dict[str, list[tuple[float, float]]] = {}
     for row, point in zip(rows[1:], points, strict=True):

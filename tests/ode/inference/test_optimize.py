@@ -1,4 +1,5 @@
 import copy
+import pickle
 import shutil
 
 import pytest
@@ -405,3 +406,99 @@ def test_steps_are_taken_in_one_dtype_also_where_gradients_are_on_but_none_is_ne
     assert not out.requires_grad
     with torch.no_grad():
         assert torch.equal(out, fast(h))
+
+
+# --- flows for inference ---
+
+
+def test_a_flow_made_of_a_block_shares_its_weights_and_keeps_what_was_set(with_statistics):
+    block, h = with_statistics(flow(name="res4.flow", check_finite=False)), torch.randn(2, 8, 6, 6)
+    made = InferenceFlow.from_block(block)
+    assert type(made) is InferenceFlow
+    assert made.field is block.field
+    assert all(a is b for a, b in zip(made.parameters(), block.parameters(), strict=True))
+    for name in ("solver", "gradient", "duration", "name", "check_finite", "allow_stateful_field", "training"):
+        assert getattr(made, name) == getattr(block, name), name
+    assert list(made.state_dict()) == list(block.state_dict())
+    with torch.no_grad():
+        assert torch.allclose(made(h), block(h), atol=1e-6)
+    made.solver = FixedStep("rk4", steps=2)
+    assert block.solver != made.solver
+
+
+def test_a_flow_made_of_a_block_keeps_its_hooks_and_no_later_ones(with_statistics):
+    block, called = with_statistics(flow()), []
+    block.register_forward_hook(lambda *_: called.append("before"))
+    made = InferenceFlow.from_block(block)
+    made.register_forward_hook(lambda *_: called.append("flow"))
+    block.register_forward_hook(lambda *_: called.append("block"))
+    made(torch.randn(1, 8, 6, 6))
+    assert called == ["before", "flow"]
+
+
+def test_a_flow_made_of_a_recorded_block_is_not_recorded(with_statistics):
+    block = with_statistics(flow())
+    with record_solves(block) as record:
+        InferenceFlow.from_block(block)(torch.randn(1, 8, 6, 6))
+        assert record.total.solves == 0
+        block(torch.randn(1, 8, 6, 6))
+    assert record.total.solves == 1
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_a_flow_for_inference_can_be_copied_and_not_scripted(clone, with_statistics):
+    made, h = InferenceFlow.from_block(with_statistics(flow())), torch.randn(1, 8, 6, 6)
+    other = clone(made)
+    assert type(other) is InferenceFlow
+    assert other.field is not made.field
+    with torch.no_grad():
+        assert torch.equal(other(h), made(h))
+    with pytest.raises(TypeError, match=r"torch\.jit\.script reads the source"):
+        torch.jit.script(made)
+
+
+class Holding(nn.Module):
+    """Refers to one flow as a child, in a list, and by a hook of its own."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.first, self.again, self.stages = block, nn.Sequential(block), [block]
+        self.register_forward_pre_hook(block.extra_repr_of_input)
+
+    def forward(self, h):
+        return self.stages[0](self.again(self.first(h)))
+
+
+class Hooked(ODEBlock):
+    def extra_repr_of_input(self, module, args):
+        self.seen = args[0].shape
+
+
+def test_wherever_a_model_refers_to_a_block_its_copy_refers_to_the_same_flow(with_statistics):
+    made = flow()
+    block = Hooked(field=made.field, solver=made.solver)
+    model, h = with_statistics(Holding(block)), torch.randn(1, 8, 6, 6)
+    fast = optimize.copy_for_inference(model).model
+    assert isinstance(fast.first, InferenceFlow)
+    assert fast.first is fast.again[0] is fast.stages[0]
+    assert type(model.first) is Hooked
+    with torch.no_grad():
+        assert torch.allclose(fast(h), model(h), atol=1e-5)
+
+
+def test_a_flow_within_a_flow_and_a_reversible_one(with_statistics):
+    class Inner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.flow = flow()
+
+        def forward(self, t, h):
+            return self.flow(h) - h
+
+    outer = ODEBlock(field=Inner(), solver=FixedStep(steps=2), allow_stateful_field=True)
+    reversible = ODEBlock(field=BasicField(channels=8), gradient="reversible")
+    model, h = with_statistics(nn.Sequential(outer, reversible)), torch.randn(1, 8, 6, 6)
+    fast = optimize.copy_for_inference(model).model
+    assert [type(fast[0]), type(fast[0].field.flow), type(fast[1])] == [InferenceFlow, InferenceFlow, ODEBlock]
+    with torch.no_grad():
+        assert torch.allclose(fast(h), model(h), atol=1e-5)

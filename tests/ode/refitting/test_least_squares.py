@@ -11,9 +11,12 @@ from ode_detect.ode.refitting.least_squares import (
     NormalEquations,
     activations,
     affine_map,
+    best_solution,
+    common_end,
     find_linear_end,
     sampled_rows,
     set_affine_map,
+    set_solution,
 )
 
 STATE = torch.randn(3, 8, 6, 5, generator=torch.Generator().manual_seed(1))
@@ -197,3 +200,34 @@ def test_few_rows_tell_whether_an_end_is_linear(monkeypatch):
     state = torch.randn(4, 8, 40, 40)
     assert find_linear_end(shaken(Branch()), 0.0, state) == LinearEnd("conv2", "bn2")
     assert taken == [(1, 256, state.device)]
+
+
+def test_a_linear_end_is_common_only_if_all_fields_have_it():
+    h = torch.randn(2, 4, 5, 5)
+    fields = [BasicField(channels=4, norm="FrozenBN").eval() for _ in range(2)]
+    assert common_end(fields, 0.0, h) == LinearEnd("conv2", "conv2.norm")
+    other = BottleneckField(channels=4, norm="FrozenBN").eval()
+    assert common_end([*fields, other], 0.0, h) is None
+    assert common_end(fields, 0.0, h.flatten(2)) is None, "a state that is no picture is not tried"
+
+
+@torch.no_grad()
+def test_the_best_option_is_the_one_with_the_smallest_residual_and_is_put_into_its_parts():
+    torch.manual_seed(0)
+    fields = [BasicField(channels=4, norm="FrozenBN").eval() for _ in range(3)]
+    for field in fields:
+        for tensor in (*field.parameters(), *field.conv2.norm.buffers()):
+            torch.nn.init.uniform_(tensor, 0.2, 1.0)
+    end, h = LinearEnd("conv2", "conv2.norm"), torch.randn(2, 4, 6, 6)
+    wanted = fields[1](0.0, h) * 2 - 1
+    where, equations = torch.randperm(36), []
+    for field in fields:
+        with activations([field], end) as seen:
+            field(0.0, h)
+        sums = NormalEquations()
+        sums.add(*sampled_rows(seen[0], wanted, field.conv2, where), [(0, 1.0)])
+        equations.append(sums)
+    number, maps = best_solution([[field] for field in fields], equations, end, 1e-9)
+    assert number == 1, "only its first convolution gives what was wanted"
+    set_solution([fields[number]], end, equations[number], maps)
+    assert torch.allclose(fields[number](0.0, h), wanted, atol=1e-3)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ode_detect.ode import FixedStep, to_ode
-from ode_detect.ode.dial import flows_of
+from ode_detect.ode.flows import flows_of
 from ode_detect.studies.benchmark import detector
 
 

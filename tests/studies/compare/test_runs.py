@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ode_detect.engine.config import load_config
-from ode_detect.studies.compare.runs import differing_keys, network_names, plan
+from ode_detect.studies.compare.runs import differing_keys, plan
 from ode_detect.studies.trainings import Training, check_runs, train_missing
 from ode_detect.task import ConfigError
 
@@ -51,11 +51,6 @@ def test_runs_lie_in_a_folder_for_each_seed_of_each_config(pair: list[str], tmp_
     shared = plan(pair, [1], ["OUTPUT_DIR", str(tmp_path / "all")])
     assert [one.folder for one in shared] == [tmp_path / "all" / name / "seed_0" for name in ("ode", "twin")]
     assert [(one.name, one.seed) for one in plan(pair, [2, 1], [])] == [("ode", 0), ("twin", 0), ("ode", 1)]
-
-
-def test_names_tell_networks_apart() -> None:
-    assert network_names(["a/x.yaml", "b/y.yaml"]) == ["x", "y"]
-    assert network_names(["a/x.yaml", "b/x.yaml"]) == ["a_x", "b_x"]
 
 
 @pytest.mark.parametrize(

@@ -4,21 +4,25 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from ode_detect.engine.config import load_config
-from ode_detect.engine.run import open_evaluation, open_training
+from ode_detect.engine.run import Run, open_evaluation, open_training
 from ode_detect.engine.train import evaluate, load_network, train
 from ode_detect.ode import Adaptive, FixedStep
 from ode_detect.ode.flows import flows_of
 from ode_detect.report.protocol import in_words
 from ode_detect.report.results import Results
+from ode_detect.studies.compare import compare as comparison
 from ode_detect.studies.compare.compare import Request, compare
 from ode_detect.studies.compare.measure import Loaded
+from ode_detect.studies.compare.runs import plan
 from ode_detect.studies.compare.turned import finer, other, turned
 
 from ...conftest import ROOT, overrides_for_shapes
 
-CONFIGS = [str(ROOT / "configs" / "classification" / f"mnist_{name}.yaml") for name in ("odenet", "ablation")]
+CONFIG = str(ROOT / "configs" / "classification" / "mnist_odenet.yaml")
+NAMES = {"ode": "mnist_odenet", "ablation": "mnist_ablation"}
 
 
 def words(shapes: Path, folder: Path) -> list[str]:
@@ -26,21 +30,25 @@ def words(shapes: Path, folder: Path) -> list[str]:
     return [*overrides_for_shapes(shapes, folder), *short]
 
 
+def words_in_role(shapes: Path, networks: Path, role: str) -> list[str]:
+    return [*words(shapes, networks / NAMES[role] / "seed_0"), "MODEL.ODE.ROLE", role]
+
+
 @pytest.fixture(scope="module")
 def networks(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a flow and of its ablation, trained for a moment."""
     folder = tmp_path_factory.mktemp("turned")
-    for config in CONFIGS:
-        cfg = load_config(config, words(shapes, folder / Path(config).stem / "seed_0"))
-        train(open_training(cfg, command="train", config_file=config, resume=False), resume=False)
+    for role in NAMES:
+        cfg = load_config(CONFIG, words_in_role(shapes, folder, role))
+        train(open_training(cfg, command="train", config_file=CONFIG, resume=False), resume=False)
     return folder
 
 
-def loaded(shapes: Path, networks: Path, config: str, role: str) -> Loaded:
+def loaded(shapes: Path, networks: Path, role: str) -> Loaded:
     run = open_evaluation(
-        load_config(config, words(shapes, networks / Path(config).stem / "seed_0")),
+        load_config(CONFIG, words_in_role(shapes, networks, role)),
         command="",
-        config_file=config,
+        config_file=CONFIG,
     )
     return Loaded("it", role, run, load_network(run)[0])
 
@@ -68,7 +76,7 @@ def test_the_other_solvers(solver: object, smaller: object, swapped: object) -> 
 
 
 def test_a_flow_is_evaluated_in_two_other_ways_and_stays_as_it_was(shapes: Path, networks: Path) -> None:
-    network = loaded(shapes, networks, CONFIGS[0], "ode")
+    network = loaded(shapes, networks, "ode")
     before = {path: block.solver for path, block in flows_of(network.model).items()}
     kept = network.run.folder / "inference" / "shapes_test" / "scores.json"
     evaluate(network.run, network.model)
@@ -81,15 +89,38 @@ def test_a_flow_is_evaluated_in_two_other_ways_and_stays_as_it_was(shapes: Path,
 
 
 def test_a_network_without_flows_has_nothing_to_turn(shapes: Path, networks: Path) -> None:
-    assert turned(loaded(shapes, networks, CONFIGS[1], "ablation")) == {}
+    assert turned(loaded(shapes, networks, "ablation")) == {}
 
 
 def test_a_comparison_holds_what_was_turned(shapes: Path, networks: Path, tmp_path: Path) -> None:
     overrides = words(shapes, networks)[:-2]
-    request = Request(tuple(CONFIGS), tmp_path, "compare", overrides=tuple(overrides), turn=True, seconds=0.1)
-    results, _ = compare(request)
+    roles, keys = tuple(NAMES), tuple(overrides)
+    results, _ = compare(Request((CONFIG,), tmp_path, "compare", roles=roles, overrides=keys, turn=True, seconds=0.1))
     assert Results.read(tmp_path / "results.json") == results
     ode, ablation = results.rows
+    assert {row.role: (row.name, row.config) for row in results.rows} == {r: (n, CONFIG) for r, n in NAMES.items()}
     assert {"top1_half_step", "top1_other_method"} <= ode.metrics.keys()
     assert "top1_half_step" not in ablation.metrics
     assert "networks with seed 0, twice the steps" in in_words(results.protocol)
+
+
+def test_runs_that_began_with_weights_are_compared_with_their_last_ones(
+    shapes: Path, networks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = ["MODEL.WEIGHTS", str(networks / NAMES["ode"] / "seed_0" / "model_final.pth"), "SOLVER.MAX_ITER", "4"]
+    overrides = (*words(shapes, tmp_path / "runs")[:-2], *begin)
+    trainings = plan([CONFIG], [1], overrides, roles=list(NAMES))
+    for one in trainings:
+        run = open_training(one.config(), command="train", config_file=CONFIG, resume=False)
+        train(run, resume=False)
+    files = []
+
+    def noted(run: Run, weights: str = "") -> tuple[nn.Module, str]:
+        model, file = load_network(run, weights)
+        files.append(file)
+        return model, file
+
+    monkeypatch.setattr(comparison, "load_network", noted)
+    request = Request((CONFIG,), tmp_path / "page", "compare", roles=tuple(NAMES), overrides=overrides, seconds=0.1)
+    compare(request)
+    assert files == [str(one.folder / "model_final.pth") for one in trainings]

@@ -16,7 +16,7 @@ from ode_detect.engine import train
 from ode_detect.engine.build import build_network
 from ode_detect.engine.config import load_config
 from ode_detect.ode import Adaptive, FixedStep, NonFiniteStateError, estimate_statistics
-from ode_detect.ode.dial import flows_of
+from ode_detect.ode.flows import flows_of
 from ode_detect.ode.statistics import StatisticsError
 from ode_detect.report.protocol import in_words
 from ode_detect.report.results import Results
