@@ -193,8 +193,8 @@ class Task(ABC):
     # Evaluation and report
 
     @abstractmethod
-    def protocol(self, cfg: CfgNode) -> str:
-        """How the metrics are computed with a config, in a few words."""
+    def protocol(self, cfg: CfgNode) -> tuple[str, ...]:
+        """How the metrics are computed with a config, clause by clause."""
 
     @abstractmethod
     def evaluator(self, cfg: CfgNode, name: str, folder: str) -> DatasetEvaluator:

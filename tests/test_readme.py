@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from ode_detect.report.protocol import FULL_PIECES, about, full_settings
 from ode_detect.report.readme import fill
 from ode_detect.report.results import Results
 
@@ -76,12 +77,12 @@ def test_a_claim_has_a_command_a_commit_and_what_it_is_compared_with(path: Path)
             assert relative or {comparison.quantity} <= set(ours.cost) & set(other.cost), comparison
         assert "quick" not in results.what
     elif results.what.startswith("The dial of"):  # one checkpoint at several settings; its twin is in another file
-        full = re.search(r"full steps: (\w+)", results.protocol)
+        full = full_settings(results.protocol)
         assert full
-        assert {full[1]} < {row.name for row in results.rows}
+        assert set(full) < {row.name for row in results.rows}
     elif results.what.startswith("Pieces of"):  # one checkpoint with fewer pieces, or one network grown and not
-        full = re.search(r"full pieces: (\w+)", results.protocol)
-        assert {full[1] if full else "from_the_start"} < {row.name for row in results.rows}
+        (full,) = [clause.text for clause in about(results.protocol, FULL_PIECES)] or ["from_the_start"]
+        assert {full} < {row.name for row in results.rows}
     else:  # trained networks
         assert {"ode", "twin", "ablation"} <= {row.role for row in results.rows}
 

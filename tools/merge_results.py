@@ -16,8 +16,9 @@ import re
 import sys
 from pathlib import Path
 
-from ode_detect.report.dial import full_settings, plot_dial
+from ode_detect.report.dial import plot_dial
 from ode_detect.report.plots import MetricsError
+from ode_detect.report.protocol import full_settings
 from ode_detect.report.results import ResultsError, merge
 from ode_detect.report.tables import to_text
 

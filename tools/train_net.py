@@ -67,17 +67,14 @@ def work(args: argparse.Namespace, cfg: CfgNode, command: str) -> None:
 
     from ode_detect.engine.hooks import Interrupted
     from ode_detect.engine.lock import visible
-    from ode_detect.engine.run import open_run
+    from ode_detect.engine.run import open_evaluation, open_training
     from ode_detect.engine.train import evaluate_only, train
     from ode_detect.report.tables import to_text
 
-    run = open_run(
-        cfg,
-        command=command,
-        config_file=args.config_file,
-        resume=args.resume,
-        evaluating=args.eval_only,
-    )
+    if args.eval_only:
+        run = open_evaluation(cfg, command=command, config_file=args.config_file)
+    else:
+        run = open_training(cfg, command=command, config_file=args.config_file, resume=args.resume)
     try:
         results = evaluate_only(run) if args.eval_only else train(run, resume=args.resume)
     except KeyboardInterrupt as stop:

@@ -48,12 +48,12 @@ def build_evaluator(cfg: CfgNode, name: str, record: Record = lambda scores, ans
     return ClassificationEvaluator(names, record)
 
 
-def protocol(cfg: CfgNode) -> str:
+def protocol(cfg: CfgNode) -> tuple[str, ...]:
     """How the metrics are computed, in a few words."""
     shown = ["one view of each picture", "error is 1 - top1", "precision, recall and f1 are means over the classes"]
     shown += [f"ece over {BINS} equal bins of confidence (l1)", "nll is the mean negative log-likelihood (natural)"]
     far = f"unfamiliar: farther from all classes than {cfg.TEST.FAMILIAR_SHARE:g} of familiar pictures are"
-    return "; ".join([*shown, far])
+    return (*shown, far)
 
 
 def metrics(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

@@ -99,7 +99,7 @@ class Classification(Task):
         model.familiarity.forget()
         return True
 
-    def protocol(self, cfg: CfgNode) -> str:
+    def protocol(self, cfg: CfgNode) -> tuple[str, ...]:
         """How error, precision, recall, F1 and calibration are computed."""
         return evaluation.protocol(cfg)
 

@@ -49,12 +49,13 @@ def build_evaluator(cfg: CfgNode, name: str, output_dir: str, record: Record = l
     return kind(cfg, name, output_dir, record)
 
 
-def protocol(cfg: CfgNode) -> str:
+def protocol(cfg: CfgNode) -> tuple[str, ...]:
     """How the metrics are computed, in a few words."""
     return (
-        f"AP by pycocotools (VOC: by Detectron2), at most {_most_detections(cfg)} detections a picture; precision, "
-        f"recall and f1 over all classes together at IoU 0.5 and a score of {cfg.TEST.SCORE_THRESHOLD:g} or more, "
-        "matched as by pycocotools; best_f1 is an upper bound, its threshold chosen on the same data"
+        f"AP by pycocotools (VOC: by Detectron2), at most {_most_detections(cfg)} detections a picture",
+        f"precision, recall and f1 over all classes together at IoU 0.5 and a score of {cfg.TEST.SCORE_THRESHOLD:g} or "
+        "more, matched as by pycocotools",
+        "best_f1 is an upper bound, its threshold chosen on the same data",
     )
 
 

@@ -97,7 +97,7 @@ class Detection(Task):
         """Rows of classes in the heads; see `Task.class_rows`."""
         return class_layers.class_rows(model, order)
 
-    def protocol(self, cfg: CfgNode) -> str:
+    def protocol(self, cfg: CfgNode) -> tuple[str, ...]:
         """How AP, precision, recall and F1 are computed."""
         return evaluation.protocol(cfg)
 

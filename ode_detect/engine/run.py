@@ -1,10 +1,11 @@
-"""A run: one folder that holds everything about it, and what is done in it (train, evaluate, report)."""
+"""A run: one folder that holds everything about a training or an evaluation."""
 
 from __future__ import annotations
 
 import logging
 import secrets
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -50,26 +51,14 @@ class Run:
     lock: Lock | None = field(default=None, repr=False, compare=False)
 
 
-def open_run(
-    cfg: CfgNode,
-    *,
-    command: str,
-    config_file: str,
-    resume: bool,
-    evaluating: bool = False,
-    folder: Path | None = None,
-    records: bool = True,
-) -> Run:
-    """Prepare the run folder: log, resolved config, environment, seeds.
+def open_training(cfg: CfgNode, *, command: str, config_file: str, resume: bool) -> Run:
+    """Prepare the folder ``OUTPUT_DIR`` for a training: log, resolved config, environment, seeds.
 
     Args:
         cfg: the config; its seed is drawn here if it is negative.
         command: for the records.
         config_file: for the records.
         resume: go on in a folder that holds a run.
-        evaluating: only evaluate; what is there stays as it is.
-        folder: of the run; None is ``OUTPUT_DIR``, or ``evaluation`` in it.
-        records: write config and environment; if not, `write_records` does it later.
 
     Raises:
         ConfigError: the folder holds another run, another command is writing into it, or training cannot work as
@@ -77,50 +66,97 @@ def open_run(
         DatasetError: data that the config asks for is not there.
     """
     task = get_task(cfg)
-    notes: list[str] = []
-    if not evaluating:
-        cfg, notes = scaled_to_processes(cfg, comm.get_world_size())
-        notes += [] if notes else linear_rule(cfg, load_config(config_file), config_file)
-    folder = folder or Path(cfg.OUTPUT_DIR) / ("evaluation" if evaluating else "")
+    cfg, notes = scaled_to_processes(cfg, comm.get_world_size())
+    notes += [] if notes else linear_rule(cfg, load_config(config_file), config_file)
+    folder = Path(cfg.OUTPUT_DIR)
     # Before what the folder holds is looked at, if it is there at all; an error leaves no empty folder.
     there = from_main(folder.exists)
     lock = hold(folder) if there else None
     begun = holds_run(folder)
-    if begun and not (resume or evaluating):
+    if begun and not resume:
         raise ConfigError(
             f"{folder} already holds a run, which would be overwritten. Go on with it by --resume, or choose another "
             "folder by OUTPUT_DIR."
         )
+    warnings = _check_data(cfg, task, cfg.DATASETS.TRAIN)
+    _check_frozen(cfg)
+    warnings += check_warmup(cfg)
+    before = from_main(lambda: begun_config(folder)) if resume else None
+    _settle_seed(cfg, before)
+    changes = changes_to(cfg, before, resumed=(folder / "last_checkpoint").exists()) if before else {}
+    run = _opened(Run(cfg, task, folder, command, config_file, lock), held=there, benchmark=cfg.CUDNN_BENCHMARK)
+    if comm.is_main_process():
+        resumed = resume and begun
+        write_records(cfg, folder, command, begun=before if resumed else None, resumed=resumed, changes=changes)
+        warnings += [f"the run began with another value of {change}" for change in in_words(changes)]
+    _log(folder, warnings, notes)
+    return run
+
+
+def open_evaluation(
+    cfg: CfgNode, *, command: str, config_file: str, folder: Path | None = None, records: bool = True
+) -> Run:
+    """Prepare a folder for an evaluation, beside the run that it is of: log, resolved config, environment, seeds.
+
+    Args:
+        cfg: the config; its seed, if it is negative, is that of the run in ``OUTPUT_DIR``, or else drawn here.
+        command: for the records.
+        config_file: for the records.
+        folder: where everything is written; None is ``evaluation`` in ``OUTPUT_DIR``.
+        records: write config and environment; if not, `write_records` does it later.
+
+    Raises:
+        ConfigError: another command is writing into the folder, or the network cannot be evaluated as configured.
+        DatasetError: data that the config asks for is not there.
+    """
+    task = get_task(cfg)
+    folder = folder or Path(cfg.OUTPUT_DIR) / "evaluation"
+    # Before what the folder holds is looked at, if it is there at all; an error leaves no empty folder.
+    there = from_main(folder.exists)
+    lock = hold(folder) if there else None
+    warnings = _check_data(cfg, task, ())
+    _settle_seed(cfg, from_main(lambda: begun_config(Path(cfg.OUTPUT_DIR))))
+    run = _opened(Run(cfg, task, folder, command, config_file, lock), held=there, benchmark=False)
+    if comm.is_main_process() and records:
+        write_records(cfg, folder, command)
+    _log(folder, warnings)
+    return run
+
+
+def _check_data(cfg: CfgNode, task: Task, train: Sequence[str]) -> list[str]:
+    """Check data sets and norms.
+
+    Returns:
+        Warnings.
+    """
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST is empty; a run is evaluated on at least one data set, so name one.")
     for name in cfg.DATASETS.TEST:
         refuse_as_path(name)
-    task.require([*(() if evaluating else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST])
+    task.require([*train, *cfg.DATASETS.TEST])
     task.check_test(cfg)
-    if not evaluating:
-        _check_frozen(cfg)
-    warnings = [*_check_norm(cfg, comm.get_world_size()), *unread(flat(cfg), default_values())]
-    warnings += [] if evaluating else check_warmup(cfg)
-    before = from_main(lambda: begun_config(Path(cfg.OUTPUT_DIR))) if resume or evaluating else None
-    _settle_seed(cfg, before)
-    changes = changes_to(cfg, before, resumed=(folder / "last_checkpoint").exists()) if resume and before else {}
-    cfg.freeze()
-    seed_everything(cfg.SEED)
-    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not evaluating
+    return [*_check_norm(cfg, comm.get_world_size()), *unread(flat(cfg), default_values())]
+
+
+def _opened(run: Run, *, held: bool, benchmark: bool) -> Run:
+    """Freeze the config, seed everything, and take the folder unless it is held already; in all processes."""
+    run.cfg.freeze()
+    seed_everything(run.cfg.SEED)
+    torch.backends.cudnn.benchmark = benchmark
     comm.synchronize()  # All have looked at the folder before one writes into it.
-    run = Run(cfg, task, folder, command, config_file, lock if there else hold(folder))
+    return run if held else replace(run, lock=hold(run.folder))
+
+
+def _log(folder: Path, warnings: Iterable[str], notes: Iterable[str] = ()) -> None:
+    """Begin the log in the folder; only the main process says something."""
     if not comm.is_main_process():
         _keep_quiet()
-        return run
-    if records:
-        resumed = resume and begun
-        write_records(cfg, folder, command, begun=before if resumed else None, resumed=resumed, changes=changes)
+        return
     _log_into(folder)
-    for warning in [*warnings, *(f"the run began with another value of {change}" for change in in_words(changes))]:
+    for warning in warnings:
         logger.warning("%s", warning)
     for note in notes:
         logger.info("%s", note)
-    return run
 
 
 def tested(run: Run, model: nn.Module) -> nn.Module:

@@ -21,6 +21,7 @@ from ode_detect.media.files import read_object
 from ode_detect.ode import ODEBlock, record_solves
 from ode_detect.ode.tally import MultiplyAdds
 from ode_detect.report.plots import plot_losses, plot_metric, read_metrics
+from ode_detect.report.protocol import COSTS_OF_ONE_PICTURE, TEST, TRAINING, Clause, Protocol, clauses
 from ode_detect.report.results import Results, Row
 from ode_detect.task import ConfigError
 
@@ -188,7 +189,7 @@ def report(run: Run, model: nn.Module, nested: dict[str, Any], *, minutes: float
     made = provenance(begun.get("command", run.command))
     protocol = _protocol(run, trained=minutes is not None)
     if changes := begun.get("changes"):
-        protocol += f"; gone on with other values: {', '.join(in_words(changes))}"
+        protocol += (Clause("changes", f"gone on with other values: {', '.join(in_words(changes))}"),)
     results = Results(
         what=f"{run.task.name}, {', '.join(run.cfg.DATASETS.TEST)}",
         **{**made, "commit": begun.get("commit", made["commit"])},
@@ -266,7 +267,7 @@ def _role(cfg: CfgNode, model: nn.Module) -> str:
     return "baseline" if cfg.MODEL.ODE.ROLE == "ode" and not flows else str(cfg.MODEL.ODE.ROLE)
 
 
-def _protocol(run: Run, *, trained: bool) -> str:
+def _protocol(run: Run, *, trained: bool) -> Protocol:
     cfg = run.cfg
     precision = "autocast" if cfg.SOLVER.AMP.ENABLED else "float32"
     data = f"tested on {', '.join(cfg.DATASETS.TEST)}"
@@ -275,15 +276,15 @@ def _protocol(run: Run, *, trained: bool) -> str:
     if cfg.TEST.AUG.ENABLED:
         copies = len(cfg.TEST.AUG.MIN_SIZES) * (2 if cfg.TEST.AUG.FLIP else 1)
         data += f" with test-time augmentation ({copies} copies of a picture)"
-    measured = f"{run.task.protocol(cfg)}; multiply-adds and evaluations of one test picture"
+    measured = (*clauses("metrics", run.task.protocol(cfg)), COSTS_OF_ONE_PICTURE)
     if not trained:
-        return f"{data}, weights of {cfg.MODEL.WEIGHTS or cfg.OUTPUT_DIR}; {measured}"
+        return Clause(TEST, f"{data}, weights of {cfg.MODEL.WEIGHTS or cfg.OUTPUT_DIR}"), *measured
     start = f"from {cfg.MODEL.WEIGHTS}" if cfg.MODEL.WEIGHTS else "from scratch"
     batches = f"{cfg.SOLVER.MAX_ITER} iterations of {cfg.SOLVER.IMS_PER_BATCH} pictures"
     if comm.get_world_size() > 1:
         batches += f" in {comm.get_world_size()} processes"
     trained_on = f"trained on {', '.join(cfg.DATASETS.TRAIN)}: {batches}, {start}, {precision}"
-    return f"{trained_on}; {data} with the last weights; {measured}"
+    return Clause(TRAINING, trained_on), Clause(TEST, f"{data} with the last weights"), *measured
 
 
 def _verify(cfg: CfgNode, nested: dict[str, Any]) -> None:

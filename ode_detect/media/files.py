@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-logger = logging.getLogger("ode_detect.report")
+logger = logging.getLogger("ode_detect.media")
 # The name that `whole` writes under: of the file, and of the process.
 _PARTIAL = re.compile(r"\..+\.\d+\.partial")
 

@@ -74,11 +74,6 @@ def plot_dial(rows: Sequence[Row], metric: str, path: str | Path, *, full: Seque
     save_figure(figure, path)
 
 
-def full_settings(protocol: str) -> list[str]:
-    """The rows that the protocol of a dial, or of several in one file, calls those of the full steps."""
-    return re.findall(r"(?:^|; |: )full steps: ([\w.-]+)", protocol)
-
-
 def _at_least(axes: Axes, span: float) -> None:
     """Widen the axis of values to a span, lest differences of nothing fill the picture."""
     low, high = axes.get_ylim()

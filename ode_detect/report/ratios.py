@@ -97,8 +97,7 @@ def plot_ratios(comparisons: Sequence[Comparison], path: str | Path) -> None:
     axes.grid(axis="x", color="#DDDDDD", linewidth=0.6)
     axes.set_xlabel("Ratio of times: median, quartiles; bar: aim", fontsize=10, color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8))
-    sides = [[name.removeprefix(f"{c.case}: ") for name in (c.ours, c.other)] for c in comparisons]
-    labels = [f"{c.case}:\n{ours} / {other}" for c, (ours, other) in zip(comparisons, sides, strict=True)]
+    labels = [f"{c.case}:\n{' / '.join(c.sides)}" for c in comparisons]
     axes.set_yticks(range(len(labels)), labels, fontsize=7)
     axes.invert_yaxis()
     legend = {line.get_label(): line for line in axes.get_lines() if line.get_label() in words.values()}

@@ -7,7 +7,6 @@ as comparisons of rows. Tables are written from it and never by hand.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from ode_detect.media.files import write_text
 
+from .protocol import LATENCY, Clause, Protocol, from_json, in_words, joined, renamed, to_json
 from .rows import Comparison, ResultsError, Row, check_types, read_json, unknown_name
 
 # What is compared within one process only.
@@ -31,7 +31,7 @@ class Results:
         commit: The commit it ran on, see ``commit``.
         date: The day, ISO 8601.
         machine: See ``machine``.
-        protocol: Data, split, and how the metrics are computed.
+        protocol: Data, split, and how the metrics are computed, clause by clause.
         rows: One per network and seed.
         comparisons: The ratios that a benchmark states between its rows.
 
@@ -45,14 +45,18 @@ class Results:
     commit: str
     date: str
     machine: Mapping[str, Any]
-    protocol: str
+    protocol: Protocol
     rows: tuple[Row, ...]
     comparisons: tuple[Comparison, ...] = ()
 
     def __post_init__(self) -> None:
         """Check every field."""
-        texts = dict.fromkeys(("what", "command", "commit", "date", "protocol"), str)
-        check_types(self, "results", **texts, machine=Mapping, rows=Sequence, comparisons=Sequence)
+        texts = dict.fromkeys(("what", "command", "commit", "date"), str)
+        lists = dict.fromkeys(("protocol", "rows", "comparisons"), Sequence)
+        check_types(self, "results", **texts, machine=Mapping, **lists)
+        if not all(isinstance(clause, Clause) for clause in self.protocol):
+            raise ResultsError("the protocol of results is made of clauses; give each as Clause(key, text).")
+        object.__setattr__(self, "protocol", tuple(self.protocol))
         object.__setattr__(self, "rows", tuple(self.rows))
         object.__setattr__(self, "comparisons", tuple(self.comparisons))
         object.__setattr__(self, "machine", dict(self.machine))
@@ -75,6 +79,9 @@ class Results:
     def write(self, path: str | Path) -> None:
         """Write the results as JSON; a reader never sees half a file."""
         value = {key: part for key, part in asdict(self).items() if key != "comparisons" or part}
+        value["protocol"] = to_json(self.protocol)
+        # Most rows are of no case.
+        value["rows"] = [{k: v for k, v in row.items() if k != "case" or v} for row in value["rows"]]
         write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
     def section(self, config: str) -> Results:
@@ -112,7 +119,8 @@ class Results:
             return cls(
                 **{
                     **value,
-                    "rows": tuple(Row(**row) for row in value["rows"]),
+                    "protocol": from_json(value["protocol"]),
+                    "rows": tuple(_row(row, of_cases=bool(comparisons)) for row in value["rows"]),
                     "comparisons": tuple(Comparison(**comparison) for comparison in comparisons),
                 }
             )
@@ -128,7 +136,7 @@ def merge(paths: Iterable[str | Path], names: Sequence[str] = ()) -> Results:
     Args:
         paths: Files of results or run folders.
         names: One for each path, which its rows are called by ("dial" makes "euler_2" into "dial_euler_2"); "" leaves
-            them. Such parts may differ in ``what`` and ``protocol``, and both are told. Times, which were measured in
+            them. Such parts may differ in ``what`` and ``protocol``, and both are stated. Times, which were measured in
             different processes, are left out.
 
     Raises:
@@ -144,7 +152,7 @@ def merge(paths: Iterable[str | Path], names: Sequence[str] = ()) -> Results:
     parts = [Results.read(path) for path in paths]
     for field in () if names else ("what", "protocol"):
         for path, part in zip(paths, parts, strict=True):
-            first, other = getattr(parts[0], field), getattr(part, field)
+            first, other = _text(parts[0], field), _text(part, field)
             if first != other:
                 raise ResultsError(
                     f"only results with one {field} may be merged; {paths[0]} has {first!r} and {path} has {other!r}. "
@@ -160,21 +168,15 @@ def merge(paths: Iterable[str | Path], names: Sequence[str] = ()) -> Results:
         commit=", ".join(dict.fromkeys(part.commit for part in parts)),
         date=max(part.date for part in parts),
         machine={key: _joined(part.machine.get(key) for part in parts) for key in keys},
-        protocol="; ".join(joined_protocol([(word, p.protocol) for word, p in zip(words, parts, strict=True)])),
+        protocol=joined([(word, part.protocol) for word, part in zip(words, parts, strict=True)]),
         rows=tuple(row for part in parts for row in part.rows),
         comparisons=tuple(comparison for part in parts for comparison in part.comparisons),
     )
 
 
-def joined_protocol(protocols: Sequence[tuple[str, str]]) -> list[str]:
-    """The clauses of several protocols: in what they differ, with the name of each, then what they share.
-
-    Args:
-        protocols: Name and protocol.
-    """
-    stated = [(name, protocol.split("; ")) for name, protocol in protocols]
-    alike = [clause for clause in stated[0][1] if all(clause in clauses for _, clauses in stated)]
-    return [*(f"{name}: {clause}" for name, clauses in stated for clause in clauses if clause not in alike), *alike]
+def _text(part: Results, field: str) -> str:
+    value = getattr(part, field)
+    return value if isinstance(value, str) else in_words(value)
 
 
 def _named(part: Results, name: str) -> Results:
@@ -184,10 +186,15 @@ def _named(part: Results, name: str) -> Results:
 
     if part.comparisons:
         raise ResultsError(f"the ratios of a benchmark are not merged under names; {part.what!r} has some.")
-    clauses = [clause for clause in part.protocol.split("; ") if not clause.startswith("latency: ")]
-    if name:
-        clauses = [re.sub(r"^(full \w+: )", rf"\g<1>{name}_", clause) for clause in clauses]
-    return replace(part, protocol="; ".join(clauses), rows=tuple(map(row, part.rows)))
+    kept = tuple(clause for clause in part.protocol if clause.key != LATENCY)
+    return replace(part, protocol=renamed(kept, name) if name else kept, rows=tuple(map(row, part.rows)))
+
+
+def _row(value: Mapping[str, Any], *, of_cases: bool) -> Row:
+    """A row as a file holds it; the case of rows before they had that field is in their names."""
+    if of_cases and "case" not in value:
+        return Row(**value, case=str(value["name"]).rpartition(": ")[0])
+    return Row(**value)
 
 
 def _joined(values: Iterable[Any]) -> Any:
@@ -202,6 +209,6 @@ def _check_keys(kind: type[Row] | type[Comparison] | type[Results], value: objec
     for key in value:
         if key not in known:
             raise ResultsError(unknown_name(f"key of {what}", key, known))
-    missing = [name for name in known if name not in value and name != "comparisons"]
+    missing = [name for name in known if name not in value and name not in ("comparisons", "case")]
     if missing:
         raise ResultsError(f"{what} must have the keys {', '.join(known)}; {', '.join(missing)} is missing. Add it.")

@@ -34,6 +34,7 @@ class Row:
         metrics: How good it is. ``AP...``, precision, recall, f1, error, top1, delta1 and the like lie in [0, 1].
         cost: What it costs: parameters, macs, evaluations, latency_ms, train_step_ms, train_memory_mib, train_minutes;
             ``kept_mib`` is what a forward pass keeps for its backward pass.
+        case: Of one side of a benchmark, what the sides did alike; its name then begins with it.
 
     Raises:
         ResultsError: A field has the wrong type, an unknown role, or a number that is not finite or out of range.
@@ -45,10 +46,14 @@ class Row:
     config: str
     metrics: Mapping[str, float]
     cost: Mapping[str, float] = field(default_factory=dict)
+    case: str = ""
 
     def __post_init__(self) -> None:
         """Check every field."""
-        check_types(self, f"row {self.name!r}", name=str, role=str, seed=int, config=str, metrics=Mapping, cost=Mapping)
+        texts = dict.fromkeys(("name", "role", "config", "case"), str)
+        check_types(self, f"row {self.name!r}", **texts, seed=int, metrics=Mapping, cost=Mapping)
+        if self.case and not self.side:
+            raise ResultsError(f"the name of a side is CASE: SIDE; {self.name!r} is not of {self.case!r}. Name it so.")
         if not self.name:
             raise ResultsError("a row needs the name of its network; it is empty. Fill in `name`.")
         if self.role not in ROLES:
@@ -62,6 +67,13 @@ class Row:
                 )
         object.__setattr__(self, "metrics", metrics)
         object.__setattr__(self, "cost", cost)
+
+    @property
+    def side(self) -> str:
+        """What the row is called within its case."""
+        if not self.case:
+            return self.name
+        return self.name.removeprefix(f"{self.case}: ") if self.name.startswith(f"{self.case}: ") else ""
 
 
 @dataclass(frozen=True)
@@ -101,6 +113,11 @@ class Comparison:
             if value < 0:
                 raise ResultsError(f"a ratio must be 0 or more; {name} of {what} is {value}. Measure it again.")
             object.__setattr__(self, name, value)
+
+    @property
+    def sides(self) -> tuple[str, str]:
+        """What ours and the other are called within the case."""
+        return self.ours.removeprefix(f"{self.case}: "), self.other.removeprefix(f"{self.case}: ")
 
     @property
     def met(self) -> bool | None:

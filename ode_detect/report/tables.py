@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from . import markdown
 from .metrics import COSTS, in_order, quantity
+from .protocol import in_words
 from .results import Results
 from .rows import Comparison, Row
 
@@ -64,7 +65,7 @@ def _without_constants(header: list[str], lines: list[list[str]]) -> tuple[list[
 def _fold(results: Results) -> str:
     hidden = _hidden(results)
     ticks = markdown.fence(results.command)
-    content = [f"- {markdown.text(clause)}" for clause in results.protocol.split("; ")]
+    content = [f"- {markdown.text(clause)}" for clause in map(str, results.protocol)]
     content += ["", f"{ticks}text", *results.command.splitlines(), ticks, ""]
     content.append(" ".join(map(markdown.text, [*hidden, f"Made with {_origin(results)}."])))
     return markdown.fold("Protocol, commands and machine", content)
@@ -80,7 +81,7 @@ def to_text(results: Results) -> str:
         return "  ".join(padded).rstrip()
 
     notes = [*_notes(results), *_hidden(results)]
-    notes += [f"protocol: {results.protocol}", f"command: {results.command}", _origin(results)]
+    notes += [f"protocol: {in_words(results.protocol)}", f"command: {results.command}", _origin(results)]
     return "\n".join([results.what, "", row(header), row(["-" * w for w in widths]), *map(row, lines), "", *notes])
 
 
@@ -140,7 +141,7 @@ def _comparison_table(results: Results) -> tuple[list[str], list[list[str]]]:
 
 def _side(row: Row, comparison: Comparison) -> str:
     """What one side is called in its case, and what was measured."""
-    name = row.name.removeprefix(f"{comparison.case}: ")
+    name = row.side if row.case == comparison.case else row.name
     value = row.cost.get(comparison.quantity)
     return name if value is None else f"{name}: {short(value * quantity(comparison.quantity).factor)}"
 

@@ -21,7 +21,7 @@ from ode_detect.media.files import read_object, write_text
 from ode_detect.report.rows import Row
 from ode_detect.task import ConfigError
 
-logger = logging.getLogger("ode_detect.engine")
+logger = logging.getLogger("ode_detect.studies")
 
 # What was measured, in the folder of a study.
 MEASURED = "measured.json"

@@ -96,6 +96,7 @@ def measure(
             config=section,
             metrics=side.metrics,
             cost={**side.cost, **(_time_cost(times[name], side.pictures) if name in times else {})},
+            case=case.name,
         )
         for name, side in case.sides.items()
     ]

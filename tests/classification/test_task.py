@@ -16,7 +16,7 @@ from detectron2.engine import HookBase
 from ode_detect.deploy.predict import Summary, predict
 from ode_detect.engine.config import load_config
 from ode_detect.engine.hooks import Interrupted
-from ode_detect.engine.run import Run, open_run
+from ode_detect.engine.run import Run, open_evaluation, open_training
 from ode_detect.engine.tasks import get_task
 from ode_detect.engine.train import evaluate_only, train
 from ode_detect.engine.trainer import Trainer
@@ -35,7 +35,7 @@ CONFIG = str(ROOT / "configs" / "base" / "mnist.yaml")
 def trained(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Results]:
     folder = tmp_path_factory.mktemp("run") / "shapes"
     words = overrides_for_shapes(shapes, folder)
-    run = open_run(load_config(CONFIG, words), command="train", config_file=CONFIG, resume=False)
+    run = open_training(load_config(CONFIG, words), command="train", config_file=CONFIG, resume=False)
     return words, train(run, resume=False)
 
 
@@ -65,7 +65,7 @@ def test_a_training_forgets_the_pictures_of_the_weights_that_it_begins_with(
     start = str(Path(trained[0][-1]) / "model_final.pth")
     more = ("MODEL.WEIGHTS", start, "SOLVER.MAX_ITER", "12", "SOLVER.WARMUP_ITERS", "3")
     words = overrides_for_shapes(shapes, tmp_path / "tuned", *more)
-    train(open_run(load_config(CONFIG, words), command="train", config_file=CONFIG, resume=False), resume=False)
+    train(open_training(load_config(CONFIG, words), command="train", config_file=CONFIG, resume=False), resume=False)
     thresholds = [
         float(torch.load(tmp_path / "tuned" / name, weights_only=True)["model"]["familiarity.threshold"])
         for name in ("model_0000009.pth", "model_final.pth")
@@ -104,13 +104,13 @@ def test_a_run_that_was_stopped_gives_the_same_bits(
     shapes: Path, trained: tuple[list[str], Results], tmp_path: Path
 ) -> None:
     words = overrides_for_shapes(shapes, tmp_path / "again")
-    run = open_run(load_config(CONFIG, words), command="train", config_file=CONFIG, resume=False)
+    run = open_training(load_config(CONFIG, words), command="train", config_file=CONFIG, resume=False)
     trainer = Trainer(run.cfg, run.task, lambda model: {})
     trainer.resume_or_load(resume=False)
     trainer.register_hooks([StopAt()])
     with pytest.raises(Interrupted):
         trainer.train()
-    train(open_run(load_config(CONFIG, words), command="train", config_file=CONFIG, resume=True), resume=True)
+    train(open_training(load_config(CONFIG, words), command="train", config_file=CONFIG, resume=True), resume=True)
     folders = [Path(trained[0][-1]), tmp_path / "again"]
     whole, resumed = (torch.load(folder / "model_final.pth", weights_only=True)["model"] for folder in folders)
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
@@ -118,7 +118,7 @@ def test_a_run_that_was_stopped_gives_the_same_bits(
 
 def test_evaluation_alone_gives_the_metrics_of_the_run(trained: tuple[list[str], Results]) -> None:
     words, results = trained
-    run = open_run(load_config(CONFIG, words), command="eval", config_file=CONFIG, resume=False, evaluating=True)
+    run = open_evaluation(load_config(CONFIG, words), command="eval", config_file=CONFIG)
     assert evaluate_only(run).rows[0].metrics == results.rows[0].metrics
 
 
@@ -130,12 +130,12 @@ def test_classes_in_another_order_give_the_same_answers(trained: tuple[list[str]
     content["categories"].reverse()
     torch.save(content, tmp_path / "reversed.pth")
     cfg = load_config(CONFIG, [*words, "MODEL.WEIGHTS", str(tmp_path / "reversed.pth")])
-    run = open_run(cfg, command="eval", config_file=CONFIG, resume=False, evaluating=True)
+    run = open_evaluation(cfg, command="eval", config_file=CONFIG)
     assert evaluate_only(run).rows[0].metrics == results.rows[0].metrics
     content["categories"] = [{"id": 0, "name": "round"}, {"id": 1, "name": "square"}]
     torch.save(content, tmp_path / "others.pth")
     cfg = load_config(CONFIG, [*words, "MODEL.WEIGHTS", str(tmp_path / "others.pth")])
-    run = open_run(cfg, command="eval", config_file=CONFIG, resume=False, evaluating=True)
+    run = open_evaluation(cfg, command="eval", config_file=CONFIG)
     with pytest.raises(CheckpointError, match="on the classes round, square, and those of the data are level, upright"):
         evaluate_only(run)
 
@@ -143,7 +143,7 @@ def test_classes_in_another_order_give_the_same_answers(trained: tuple[list[str]
 def test_evaluation_of_the_optimised_copy_gives_the_same_answers(trained: tuple[list[str], Results]) -> None:
     words, results = trained
     cfg = load_config(CONFIG, [*words[:-2], "MODEL.OPTIMIZE_FOR_INFERENCE", "True", *words[-2:]])
-    row = evaluate_only(open_run(cfg, command="eval", config_file=CONFIG, resume=False, evaluating=True)).rows[0]
+    row = evaluate_only(open_evaluation(cfg, command="eval", config_file=CONFIG)).rows[0]
     assert row.metrics.keys() == results.rows[0].metrics.keys()
     assert row.metrics["top1"] == results.rows[0].metrics["top1"]
 
@@ -219,7 +219,7 @@ def test_a_mistake_in_config_or_data_is_told_as_such(
     shapes: Path, tmp_path: Path, setting: list[str], kind: type[Exception], message: str
 ) -> None:
     cfg = load_config(CONFIG, overrides_for_shapes(shapes, tmp_path / "run", *setting))
-    run = open_run(cfg, command="train", config_file=CONFIG, resume=False)
+    run = open_training(cfg, command="train", config_file=CONFIG, resume=False)
     with pytest.raises(kind, match=message):
         train(run, resume=False)
 

@@ -140,9 +140,9 @@ def test_percents_become_fractions_and_what_does_not_exist_is_left_out() -> None
 
 def test_the_protocol_has_the_numbers(cfg: CfgNode) -> None:
     cfg.TEST.SCORE_THRESHOLD, cfg.TEST.DETECTIONS_PER_IMAGE = 0.25, 300
-    assert "at most 300 detections" in protocol(cfg)
-    assert "score of 0.25 or more" in protocol(cfg)
-    assert "upper bound, its threshold chosen on the same data" in protocol(cfg)
+    assert "at most 300 detections" in "; ".join(protocol(cfg))
+    assert "score of 0.25 or more" in "; ".join(protocol(cfg))
+    assert "upper bound, its threshold chosen on the same data" in "; ".join(protocol(cfg))
 
 
 def test_average_precision_is_detectron2s_and_the_matches_are_handed_on(

@@ -79,7 +79,7 @@ def recorded(overrides: list[str], *, stopped: bool = False, evaluated: bool = F
 
 def _train(overrides: list[str], hook: HookBase, *, resume: bool) -> tuple[runs.Run, nn.Module]:
     cfg = load_config(QUICKSTART, overrides)
-    run = runs.open_run(cfg, command="test", config_file=str(QUICKSTART), resume=resume)
+    run = runs.open_training(cfg, command="test", config_file=str(QUICKSTART), resume=resume)
     trainer = Trainer(run.cfg, run.task, lambda model: {})
     trainer.register_hooks([hook])
     trainer.resume_or_load(resume=resume)

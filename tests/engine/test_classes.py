@@ -15,7 +15,7 @@ import torch
 from ode_detect.deploy.predict import predict
 from ode_detect.engine.build import build_network
 from ode_detect.engine.config import load_config
-from ode_detect.engine.run import Run, open_run
+from ode_detect.engine.run import Run, open_evaluation, open_training
 from ode_detect.engine.tasks import get_task
 from ode_detect.engine.train import load_network
 from ode_detect.engine.trainer import Trainer
@@ -50,7 +50,9 @@ def overrides(folder: Path, names: tuple[str, str], *more: str) -> list[str]:
 
 def a_run(words: list[str], *, evaluating: bool = True, resume: bool = False) -> Run:
     cfg = load_config(QUICKSTART, words)
-    return open_run(cfg, command="x", config_file=str(QUICKSTART), resume=resume, evaluating=evaluating)
+    if evaluating:
+        return open_evaluation(cfg, command="x", config_file=str(QUICKSTART))
+    return open_training(cfg, command="x", config_file=str(QUICKSTART), resume=resume)
 
 
 def begun(run: Run, *, resume: bool = False) -> Trainer:

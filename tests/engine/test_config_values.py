@@ -25,7 +25,7 @@ from ode_detect.engine.config_values import (
     unread,
 )
 from ode_detect.engine.optimizer import build_optimizer, build_scheduler
-from ode_detect.engine.run import open_run
+from ode_detect.engine.run import open_training
 from ode_detect.engine.tasks import get_task
 from ode_detect.engine.train import train
 from ode_detect.task import ConfigError
@@ -217,7 +217,7 @@ def train_a_moment(squares: Path, folder: Path) -> None:
         "[['bbox', 'AP', 50.0, 50.0]]",
     ]
     cfg = load_config(QUICKSTART, overrides_for(squares, folder, *more))
-    train(open_run(cfg, command="x", config_file=str(QUICKSTART), resume=False), resume=False)
+    train(open_training(cfg, command="x", config_file=str(QUICKSTART), resume=False), resume=False)
 
 
 def test_every_key_of_detectron2_is_read_or_refused(reads: Reads, squares: Path, tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_expected_results_are_compared(squares: Path, tmp_path: Path) -> None:
         [("[['bbox', 'AP', 200.0, 1.0]]", SystemExit), ("[['box', 'AP', 1.0, 1.0]]", ConfigError)]
     ):
         cfg = load_config(QUICKSTART, overrides_for(squares, tmp_path / str(number), *more, expected))
-        run = open_run(cfg, command="x", config_file=str(QUICKSTART), resume=False)
+        run = open_training(cfg, command="x", config_file=str(QUICKSTART), resume=False)
         with pytest.raises(error):
             train(run, resume=False)
         assert json.loads((tmp_path / str(number) / "results.json").read_text())["rows"]

@@ -140,7 +140,7 @@ def test_a_model_is_finished_once_in_evaluation_with_what_is_handed_out(decay: f
 
 def open_run(overrides: list[str], *, resume: bool = False) -> runs.Run:
     cfg = load_config(QUICKSTART, overrides)
-    return runs.open_run(cfg, command="test", config_file=str(QUICKSTART), resume=resume)
+    return runs.open_training(cfg, command="test", config_file=str(QUICKSTART), resume=resume)
 
 
 def loaded(run: runs.Run, name: str) -> dict[str, Any]:

@@ -30,7 +30,9 @@ DIAL = ["SOLVER.DIAL.STEPS", "[1, 3]"]
 
 
 def trainer_for(overrides: list[str], *, resume: bool = False) -> tuple[runs.Run, Trainer]:
-    run = runs.open_run(load_config(QUICKSTART, overrides), command="test", config_file=str(QUICKSTART), resume=resume)
+    run = runs.open_training(
+        load_config(QUICKSTART, overrides), command="test", config_file=str(QUICKSTART), resume=resume
+    )
     trainer = Trainer(run.cfg, run.task, lambda model: {})
     trainer.resume_or_load(resume=resume)
     return run, trainer
@@ -59,7 +61,7 @@ def wake(model: nn.Module) -> None:
 
 def small(squares_run: Overrides, *more: str) -> tuple[nn.Module, list[dict[str, torch.Tensor]], runs.Run]:
     cfg = load_config(QUICKSTART, squares_run("small", *DIAL, *more))
-    run = runs.open_run(cfg, command="test", config_file=str(QUICKSTART), resume=False)
+    run = runs.open_training(cfg, command="test", config_file=str(QUICKSTART), resume=False)
     model = build_network(run.cfg)
     wake(model)
     dicts, mapper = run.task.train_data(run.cfg)

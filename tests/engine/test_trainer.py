@@ -21,6 +21,7 @@ from ode_detect.engine.hooks import Interrupted
 from ode_detect.engine.trainer import Trainer
 from ode_detect.ode.flows import flows_of
 from ode_detect.report.plots import read_metrics
+from ode_detect.report.protocol import in_words
 from ode_detect.report.results import Results
 from ode_detect.task import ConfigError
 
@@ -29,9 +30,14 @@ QUICKSTART = ROOT / "configs" / "quickstart.yaml"
 Overrides = Callable[..., list[str]]
 
 
-def open_run(overrides: list[str], **how: bool) -> runs.Run:
+def open_run(overrides: list[str], *, resume: bool = False) -> runs.Run:
     cfg = load_config(QUICKSTART, overrides)
-    return runs.open_run(cfg, command="test", config_file=str(QUICKSTART), **{"resume": False, **how})
+    return runs.open_training(cfg, command="test", config_file=str(QUICKSTART), resume=resume)
+
+
+def open_evaluation(overrides: list[str]) -> runs.Run:
+    cfg = load_config(QUICKSTART, overrides)
+    return runs.open_evaluation(cfg, command="test", config_file=str(QUICKSTART))
 
 
 def final(run: runs.Run) -> dict[str, torch.Tensor]:
@@ -165,9 +171,7 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(uninterrupted: runs.Run, w
 
 def test_evaluation_of_the_last_weights_gives_the_same_metrics(uninterrupted: runs.Run, squares_run: Overrides) -> None:
     trained = Results.read(uninterrupted.folder / "results.json").rows[0].metrics
-    run = open_run(
-        squares_run("evaluated", "MODEL.WEIGHTS", str(uninterrupted.folder / "model_final.pth")), evaluating=True
-    )
+    run = open_evaluation(squares_run("evaluated", "MODEL.WEIGHTS", str(uninterrupted.folder / "model_final.pth")))
     assert train.evaluate_only(run).rows[0].metrics == trained
 
 
@@ -175,7 +179,7 @@ def test_the_dial_turns_at_test_time(uninterrupted: runs.Run, squares_run: Overr
     weights = ["MODEL.WEIGHTS", str(uninterrupted.folder / "model_final.pth")]
     costs = {}
     for steps in (1, 4):
-        run = open_run(squares_run(f"steps{steps}", *weights, "MODEL.ODE.STEPS", str(steps)), evaluating=True)
+        run = open_evaluation(squares_run(f"steps{steps}", *weights, "MODEL.ODE.STEPS", str(steps)))
         costs[steps] = train.evaluate_only(run).rows[0].cost
     assert costs[4]["evaluations"] == 4 * costs[1]["evaluations"]
     assert costs[4]["macs"] > costs[1]["macs"]
@@ -222,7 +226,7 @@ def test_a_resume_uses_the_rates_decay_and_momentum_that_the_config_now_says(
     now = {"BASE_LR": "0.0004", "WEIGHT_DECAY": "0.002", "WEIGHT_DECAY_NORM": "0.003", "BIAS_LR_FACTOR": "2.0"}
     words = [word for key, value in {**now, "MOMENTUM": "0.5"}.items() for word in (f"SOLVER.{key}", value)]
     run = open_run([*overrides, *schedule, *words, "SOLVER.MAX_ITER", "4"], resume=True)
-    protocol = train.train(run, resume=True).protocol
+    protocol = in_words(train.train(run, resume=True).protocol)
     after = final(run)["trainer"]
     records = read_metrics(run.folder / "metrics.json")
     # The groups are others than before: biases now have a rate of their own.
@@ -259,7 +263,7 @@ def test_a_finished_run_that_goes_on_has_no_results_until_it_ends_again(
             train.train(longer, resume=True)
     assert not (run.folder / "results.json").exists()
     train.train(longer, resume=True)
-    assert "4 iterations" in Results.read(run.folder / "results.json").protocol
+    assert "4 iterations" in in_words(Results.read(run.folder / "results.json").protocol)
     again = [line for line in (run.folder / "metrics.json").read_text().splitlines() if "bbox/AP50" in line]
     assert again[:-1] == scores
     assert [json.loads(line)["iteration"] for line in again] == [2, 4]
@@ -339,7 +343,7 @@ def test_evaluations_between_iterations_are_not_counted_as_training(squares_run:
 
 def test_only_evaluating_leaves_the_run_as_it_was(uninterrupted: runs.Run, whole_run: list[str]) -> None:
     before = {p.name: p.stat().st_mtime_ns for p in uninterrupted.folder.iterdir() if p.is_file()}
-    run = open_run(whole_run, evaluating=True)
+    run = open_evaluation(whole_run)
     (row,) = train.evaluate_only(run).rows
     assert row.metrics == Results.read(uninterrupted.folder / "results.json").rows[0].metrics
     assert {p.name: p.stat().st_mtime_ns for p in uninterrupted.folder.iterdir() if p.is_file()} == before

@@ -16,7 +16,7 @@ from torch import nn
 
 from ode_detect.deploy.predict import predict
 from ode_detect.engine.config import load_config
-from ode_detect.engine.run import open_run
+from ode_detect.engine.run import open_evaluation, open_training
 from ode_detect.engine.tasks import TASKS, register_task
 from ode_detect.engine.train import evaluate_only, train
 from ode_detect.media.errors import DatasetError
@@ -122,8 +122,8 @@ class Brightness(Task):
     def test_loader(self, cfg: CfgNode, name: str) -> list[list[Example]]:
         return [[example(picture(index))] for index in range(4, 7)]
 
-    def protocol(self, cfg: CfgNode) -> str:
-        return "mean absolute error of the brightness"
+    def protocol(self, cfg: CfgNode) -> tuple[str, ...]:
+        return ("mean absolute error of the brightness",)
 
     def evaluator(self, cfg: CfgNode, name: str, folder: str) -> DatasetEvaluator:
         return BrightnessEvaluator()
@@ -161,23 +161,23 @@ def test_a_fifth_task_needs_no_change_in_the_package(
         files.append(str(tmp_path / f"bright_{role}.yaml"))
         Path(files[-1]).write_text(CONFIG % (role, tmp_path / role))
 
-    def run(file: str, **how: Any) -> Any:
+    def config(file: str) -> CfgNode:
         cfg = load_config(file)
         cfg.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR) / "seed_0")
-        return open_run(cfg, command="", config_file=file, resume=False, **how)
+        return cfg
 
     for file in files:
-        results = train(run(file), resume=False)
+        results = train(open_training(config(file), command="", config_file=file, resume=False), resume=False)
         (row,) = results.rows
         assert 0 < row.metrics["MAE"] < 2
         assert row.cost["evaluations"] == (2 if "ode" in Path(file).stem else 0)
-        assert evaluate_only(run(file, evaluating=True)).rows[0].metrics == row.metrics
+        assert evaluate_only(open_evaluation(config(file), command="", config_file=file)).rows[0].metrics == row.metrics
     folder = tmp_path / "ode" / "seed_0"
     assert {"metrics.png", "predictions.jpg", "results.json", "model_final.pth"} <= {p.name for p in folder.iterdir()}
     assert (folder / "model_best.pth").exists()
 
     cv2.imwrite(str(tmp_path / "one.png"), picture(9))
-    opened = run(files[0], evaluating=True)
+    opened = open_evaluation(config(files[0]), command="", config_file=files[0])
     summary = predict(replace(opened, folder=tmp_path / "found"), [str(tmp_path / "one.png")])
     assert summary.done == 1
     assert '"value": ' in summary.file.read_text()

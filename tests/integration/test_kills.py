@@ -31,11 +31,11 @@ CLASSIFICATION = ["SOLVER.MAX_ITER", "50", "SOLVER.CHECKPOINT_PERIOD", "4", "TES
 def work(config: str, overrides: list[str], resume: bool, begun: Any) -> None:
     """What a process does: a training, as tools/train_net.py makes it."""
     from ode_detect.engine.config import load_config
-    from ode_detect.engine.run import open_run
+    from ode_detect.engine.run import open_training
     from ode_detect.engine.train import train
 
     torch.set_num_threads(1)
-    run = open_run(load_config(config, overrides), command="test", config_file=config, resume=resume)
+    run = open_training(load_config(config, overrides), command="test", config_file=config, resume=resume)
     begun.set()
     train(run, resume=resume)
 

@@ -128,7 +128,7 @@ def test_two_processes_predict_what_one_predicts_each_picture_once(
     two: dict[str, dict[str, Any]], squares: Path, seven: list[str], tmp_path: Path, one_thread: None
 ) -> None:
     cfg = load_config(QUICKSTART, overrides_for(squares, tmp_path / "alone", *GN, *seven))
-    run = runs.open_run(cfg, command="test", config_file=str(QUICKSTART), resume=False, evaluating=True)
+    run = runs.open_evaluation(cfg, command="test", config_file=str(QUICKSTART))
     model = build_network(run.cfg)
     model.load_state_dict(two["stopped"]["weights"])
     alone, both = predictions(run, model), two["stopped"]["predictions"]

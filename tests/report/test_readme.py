@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ode_detect.report.protocol import from_words
 from ode_detect.report.readme import ReadmeError, fill
 from ode_detect.report.results import Results, ResultsError, Row
 from ode_detect.report.rows import Comparison
@@ -19,7 +20,7 @@ RESULTS = Results(
     commit="1",
     date="2026-01-02",
     machine={"cores": 2},
-    protocol="p",
+    protocol=from_words("p"),
     rows=(Row(name="n", role="floor", seed=0, config="c.yaml", metrics={"AP": 0.125}),),
 )
 TEXT = "# Title\n\n<!-- results: results/a.json -->\nold\n<!-- /results -->\n\nend\n"

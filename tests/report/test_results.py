@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ode_detect.engine.provenance import commit, machine
+from ode_detect.report.protocol import from_words, in_words
 from ode_detect.report.results import Results, ResultsError, Row, merge
 from ode_detect.report.rows import Comparison
 from ode_detect.report.tables import to_markdown, to_text
@@ -31,7 +32,7 @@ def _results(*rows: Row, **changes: Any) -> Results:
         "commit": "0123456789ab",
         "date": "2026-01-02",
         "machine": {"cpu": "a cpu", "cores": 2},
-        "protocol": "test 9 tiles",
+        "protocol": from_words("test 9 tiles"),
     }
     return Results(**{**values, **changes}, rows=rows or (_row(),))
 
@@ -139,6 +140,8 @@ def test_merge_joins_rows_and_keeps_every_origin(tmp_path: Path) -> None:
 
 
 def test_named_parts_may_differ_and_their_protocols_are_told(tmp_path: Path) -> None:
+    shared = "full steps: euler_2; of the full steps: the averages; latency: of two calls; alike"
+
     def part(name: str, weights: str) -> Path:
         row = Row("euler_2", "ode", 0, "c.yaml", {"top1": 0.5}, {"evaluations": 6, "latency_ms": 3.0})
         results = Results(
@@ -147,7 +150,7 @@ def test_named_parts_may_differ_and_their_protocols_are_told(tmp_path: Path) -> 
             "abc",
             "2026-01-01",
             {},
-            f"weights of {weights}; full steps: euler_2; of the full steps: the averages; latency: of two calls; alike",
+            from_words(f"weights of {weights}; {shared}"),
             (row,),
         )
         results.write(tmp_path / name)
@@ -159,7 +162,7 @@ def test_named_parts_may_differ_and_their_protocols_are_told(tmp_path: Path) -> 
     merged = merge(paths, ["", "dial"])
     assert [row.name for row in merged.rows] == ["euler_2", "dial_euler_2"]
     assert [dict(row.cost) for row in merged.rows] == [{"evaluations": 6}] * 2
-    assert merged.protocol == (
+    assert in_words(merged.protocol) == (
         "the others: weights of x; the others: full steps: euler_2; dial: weights of y; "
         "dial: full steps: dial_euler_2; of the full steps: the averages; alike"
     )
@@ -170,7 +173,7 @@ def test_named_parts_may_differ_and_their_protocols_are_told(tmp_path: Path) -> 
 
 def test_merge_refuses_what_cannot_be_compared(tmp_path: Path) -> None:
     _results(_row(seed=0)).write(tmp_path / "a.json")
-    _results(_row(seed=1), protocol="another").write(tmp_path / "b.json")
+    _results(_row(seed=1), protocol=from_words("another")).write(tmp_path / "b.json")
     with pytest.raises(ResultsError, match="one protocol"):
         merge([tmp_path / "a.json", tmp_path / "b.json"])
     with pytest.raises(ResultsError, match="occurs twice"):
@@ -255,7 +258,10 @@ def test_what_is_the_same_in_each_row_is_said_below_the_table() -> None:
 
 
 def test_ratios_of_one_case_and_quantity_say_so_once() -> None:
-    rows = [_row(f"forward: {name}", metrics={}, cost={"latency_ms": 10.0}) for name in ("flow", "blocks", "loop")]
+    rows = [
+        _row(f"forward: {name}", metrics={}, cost={"latency_ms": 10.0}, case="forward")
+        for name in ("flow", "blocks", "loop")
+    ]
     ratios = [
         Comparison("forward", "forward: flow", f"forward: {name}", "latency_ms", ratio, ratio, ratio)
         for name, ratio in (("blocks", 1.0), ("loop", 0.9))
@@ -266,7 +272,7 @@ def test_ratios_of_one_case_and_quantity_say_so_once() -> None:
 
 
 def test_the_fold_of_a_table_keeps_every_clause_and_command() -> None:
-    table = to_markdown(_results(protocol="one; two <b>", command="python a.py\n```"))
+    table = to_markdown(_results(protocol=from_words("one; two <b>"), command="python a.py\n```"))
     fold = table[table.index("<details") :]
     assert "\n- one\n- two &lt;b&gt;\n" in fold
     assert "\n````text\npython a.py\n```\n````\n" in fold
@@ -329,10 +335,18 @@ def test_commit_without_git_is_unknown(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def _benchmark(**changes: Any) -> Results:
+    forward = {"config": "speed", "case": "forward"}
     rows = (
-        _row("forward: flow", metrics={}, cost={"latency_ms": 10.25, "kept_mib": 3.0}, config="speed"),
-        _row("forward: blocks", "twin", metrics={}, cost={"latency_ms": 10.0, "kept_mib": 12.0}, config="speed"),
-        _row("backward: flow", metrics={"gradient_difference": 1e-7}, cost={}, config="memory"),
+        _row("forward: flow", metrics={}, cost={"latency_ms": 10.25, "kept_mib": 3.0}, **forward),
+        _row(
+            "forward: blocks",
+            "twin",
+            metrics={},
+            cost={"latency_ms": 10.0, "kept_mib": 12.0},
+            config="speed",
+            case="forward",
+        ),
+        _row("backward: flow", metrics={"gradient_difference": 1e-7}, cost={}, config="memory", case="backward"),
     )
     comparisons = (
         Comparison("forward", "forward: flow", "forward: blocks", "latency_ms", 1.025, 1.01, 1.04, 1.02),

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ode_detect.report.rows import Comparison, ResultsError
+from ode_detect.report.rows import Comparison, ResultsError, Row
 
 
 def _comparison(**changes: Any) -> Comparison:
@@ -44,3 +44,11 @@ def test_numbers_of_numpy_become_plain() -> None:
 def test_a_wrong_comparison_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ResultsError, match=message):
         _comparison(**changes)
+
+
+def test_a_row_of_a_case_knows_what_it_is_called_in_it() -> None:
+    row = Row("forward: flow", "ode", 0, "speed", {}, case="forward")
+    assert (row.case, row.side) == ("forward", "flow")
+    assert Row("flow", "ode", 0, "speed", {}).side == "flow"
+    with pytest.raises(ResultsError, match="is not of 'backward'"):
+        Row("forward: flow", "ode", 0, "speed", {}, case="backward")

@@ -55,7 +55,7 @@ def test_one_command_sweeps_and_chooses(
     monkeypatch.setattr(dials, "PICTURES", 2)
     small = ["INPUT.MIN_SIZE_TEST", "64", "MODEL.RPN.POST_NMS_TOPK_TEST", "30", "SOLVER.MAX_ITER", "2"]
     overrides = squares_run("run", "SOLVER.DIAL.STATISTICS_BATCHES", "1", "TEST.EVAL_PERIOD", "0", *small)
-    run = runs.open_run(load_config(QUICKSTART, overrides), command="x", config_file=str(QUICKSTART), resume=False)
+    run = runs.open_training(load_config(QUICKSTART, overrides), command="x", config_file=str(QUICKSTART), resume=False)
     train.train(run, resume=False)
     arguments = ["--config-file", str(QUICKSTART), "--steps", "1", "--methods", "euler", *overrides]
     assert run_tool(tool.main, [*arguments, "--budget-ms", "100000"]) == 0

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from ode_detect.report.dial import full_settings
+from ode_detect.report.protocol import from_words, full_settings
 from ode_detect.report.results import Results, Row
 
 
@@ -12,7 +12,7 @@ def run_folder(folder: Path, role: str, protocol: str = "p") -> Path:
         commit="abc",
         date="2026-01-01",
         machine={"cores": 2},
-        protocol=protocol,
+        protocol=from_words(protocol),
         rows=(row,),
     ).write(folder / "results.json")
     return folder
@@ -48,7 +48,7 @@ def test_dials_are_joined_under_names_and_drawn(tool, tmp_path: Path) -> None:
             commit="abc",
             date="2026-01-01",
             machine={},
-            protocol=protocol,
+            protocol=from_words(protocol),
             rows=rows,
         )
         results.write(tmp_path / f"{name}.json")

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from ode_detect.engine.provenance import provenance
 from ode_detect.ode.names import check_name
+from ode_detect.report.protocol import clauses, in_words
 from ode_detect.report.ratios import Panel, plot_panels, plot_ratios
 from ode_detect.report.results import Results, Row
 from ode_detect.report.rows import Comparison
@@ -20,11 +21,17 @@ from ode_detect.task import ConfigError
 from . import classification, conversion, detector, export, flow, gradients, threads
 
 SECONDS = 8.0
-PROTOCOL = (
-    "one process, in threads one for each way to wait; the sides of a case take turns: two rounds of warm-up, then "
-    f"as many rounds as fit into its time, {MIN_ROUNDS} to {MAX_ROUNDS} (the number is in the file), without garbage "
-    "collection; the C library keeps freed memory; random weights; float32 unless said; wall times are medians and "
-    "mean little on another machine or day"
+PROTOCOL = clauses(
+    "times",
+    (
+        "one process, in threads one for each way to wait",
+        "the sides of a case take turns: two rounds of warm-up, then as many rounds as fit into its time, "
+        f"{MIN_ROUNDS} to {MAX_ROUNDS} (the number is in the file), without garbage collection",
+        "the C library keeps freed memory",
+        "random weights",
+        "float32 unless said",
+        "wall times are medians and mean little on another machine or day",
+    ),
 )
 
 
@@ -133,7 +140,12 @@ def _others(output: Path, chosen: Sequence[str], about: dict[str, Any]) -> Resul
         output.unlink()
         return None
     before = Results.read(output)
-    different = [key for key in ("what", "protocol", "commit", "machine") if getattr(before, key) != about[key]]
+    then = {key: getattr(before, key) for key in ("what", "protocol", "commit", "machine")}
+    different = [
+        key
+        for key, value in then.items()
+        if (in_words(value) != in_words(about[key]) if key == "protocol" else value != about[key])
+    ]
     if not different:
         return before
     others = [name for name in dict.fromkeys(row.config for row in before.rows) if name not in chosen]
@@ -161,7 +173,7 @@ def _joined(before: Results | None, part: Results, section: str) -> Results:
 
 
 def _side(comparison: Comparison) -> str:
-    return comparison.other.removeprefix(f"{comparison.case}: ")
+    return comparison.sides[1]
 
 
 def write_plots(results: Results, path: Path) -> list[Path]:
@@ -189,15 +201,15 @@ def write_plots(results: Results, path: Path) -> list[Path]:
 def _by_steps(results: Results) -> list[Panel]:
     """Bytes kept, and time relative to plain backpropagation, against the steps; two panels per stage."""
     rows = [row for row in results.rows if "latency_ms" in row.cost]
-    stages = dict.fromkeys(row.name.rpartition(": ")[0].rpartition(", training step")[0] for row in rows)
+    stages = dict.fromkeys(row.case.rpartition(", training step")[0] for row in rows)
     panels = []
     for stage in dict.fromkeys(name.rpartition(", ")[0] for name in stages):
         kept: dict[str, list[tuple[float, float]]] = {}
         time: dict[str, list[tuple[float, float]]] = {}
         mine = [row for row in rows if row.name.startswith(f"{stage}, ")]
-        plain = {r.cost["steps"]: r.cost["latency_ms"] for r in mine if r.name.endswith(f": {gradients.BACKPROP}")}
+        plain = {r.cost["steps"]: r.cost["latency_ms"] for r in mine if r.side == gradients.BACKPROP}
         for row in mine:
-            mode, steps = row.name.rpartition(": ")[2], row.cost["steps"]
+            mode, steps = row.side, row.cost["steps"]
             kept.setdefault(mode, []).append((steps, row.cost["kept_mib"]))
             time.setdefault(mode, []).append((steps, row.cost["latency_ms"] / plain[steps]))
         panels += [

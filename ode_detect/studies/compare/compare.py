@@ -14,11 +14,12 @@ from detectron2.config import CfgNode
 from ode_detect.engine.lock import alone_in
 from ode_detect.engine.provenance import provenance
 from ode_detect.engine.records import holds_run
-from ode_detect.engine.run import open_run
+from ode_detect.engine.run import open_evaluation
 from ode_detect.engine.train import evaluate_only, load_network
 from ode_detect.report.comparison import Compared, differences, group, numbers, summary
 from ode_detect.report.page import Page
-from ode_detect.report.results import Results, joined_protocol
+from ode_detect.report.protocol import LATENCY, MINUTES, TEST, TRAINING, Clause, Protocol, about, joined
+from ode_detect.report.results import Results
 from ode_detect.report.rows import Comparison, Row
 from ode_detect.report.tables import ROLE_WORDS
 from ode_detect.studies.trainings import Training, check_runs, train_missing
@@ -30,7 +31,7 @@ from .measure import MANY, ONE, PICTURES, STEP, Loaded, TrainingStep, sizes, tim
 from .runs import differing_keys, plan
 from .turned import CHANGES, TURNED, turned
 
-logger = logging.getLogger("ode_detect.engine")
+logger = logging.getLogger("ode_detect.studies")
 
 
 @dataclass(frozen=True)
@@ -167,10 +168,10 @@ def _check_request(request: Request, trainings: Sequence[Training]) -> None:
         )
     earlier = request.output / "results.json"
     if earlier.exists():
-        names = {row.name for row in Results.read(earlier).rows}
-        if names != {one.name for one in trainings}:
+        compared = {row.name for row in Results.read(earlier).rows}
+        if compared != {one.name for one in trainings}:
             raise ConfigError(
-                f"{earlier} holds a comparison of other networks ({', '.join(sorted(names))}), which would be "
+                f"{earlier} holds a comparison of other networks ({', '.join(sorted(compared))}), which would be "
                 "overwritten. Give another --output, or delete that folder."
             )
     if request.weights and (request.train or request.evaluate or max(request.seeds) > 1):
@@ -199,12 +200,10 @@ def _scored(request: Request, training: Training, weights: str) -> Scored:
     if weights:
         cfg.MODEL.WEIGHTS = weights
         cfg.OUTPUT_DIR = str(folder)  # without checkpoints, which would be taken instead of these weights
-    run = open_run(
+    run = open_evaluation(
         cfg if weights else _after_training(cfg),
         command=request.command,
         config_file=training.config_file,
-        resume=False,
-        evaluating=True,
         folder=folder,
     )
     results = evaluate_only(run)
@@ -213,9 +212,9 @@ def _scored(request: Request, training: Training, weights: str) -> Scored:
         trained = Results.read(training.folder)
         row = replace(row, cost={**_row_of(trained, test, training).cost, **row.cost})
         # How it was trained, as the run says; how it is evaluated, as it was now.
-        how = [trained.protocol.partition("; ")[0], f"tested on {test} with the last weights, evaluated anew"]
-        protocol = "; ".join([*how, results.protocol.partition("; ")[2]])
-        results = replace(trained, protocol=protocol, rows=(row,))
+        tested = Clause(TEST, f"tested on {test} with the last weights, evaluated anew")
+        evaluated = (clause for clause in results.protocol if clause.key != TEST)
+        results = replace(trained, protocol=(*about(trained.protocol, TRAINING), tested, *evaluated), rows=(row,))
     return Scored(training, cfg, results, row, folder / "inference" / test)
 
 
@@ -235,12 +234,10 @@ def _row_of(results: Results, test: str, training: Training) -> Row:
 
 def _loaded(request: Request, one: Scored) -> Loaded:
     """The network of a training with its last weights."""
-    run = open_run(
+    run = open_evaluation(
         one.cfg.clone() if request.weights else _after_training(one.cfg),
         command=request.command,
         config_file=one.training.config_file,
-        resume=False,
-        evaluating=True,
         folder=request.output / "evaluations" / f"{one.training.name}_seed_{one.training.seed}",
         records=False,
     )
@@ -253,8 +250,8 @@ def _with_turned(scored: Sequence[Scored], loaded: Sequence[Loaded]) -> list[Sco
 
     def more(one: Scored) -> Scored:
         metrics = {**one.row.metrics, **(found[one.row.name] if one.training.seed == 0 else {})}
-        clause = f"half_step and other_method: networks with seed 0, {TURNED}"
-        results = replace(one.results, protocol=f"{one.results.protocol}; {clause}")
+        clause = Clause("turned", f"half_step and other_method: networks with seed 0, {TURNED}")
+        results = replace(one.results, protocol=(*one.results.protocol, clause))
         return replace(one, row=replace(one.row, metrics=metrics), results=results)
 
     return [more(one) for one in scored]
@@ -286,13 +283,12 @@ def _with_times(costs: Mapping[str, dict[str, float]], times: Sequence[Row]) -> 
     """Costs with latency, throughput and the time of a training step."""
     found = {name: dict(figures) for name, figures in costs.items()}
     for row in times:
-        case, _, name = row.name.partition(": ")
-        if case == ONE:
-            found[name]["latency_ms"] = row.cost["latency_ms"]
-        elif case == STEP:
-            found[name]["train_step_ms"] = row.cost["latency_ms"]
+        if row.case == ONE:
+            found[row.side]["latency_ms"] = row.cost["latency_ms"]
+        elif row.case == STEP:
+            found[row.side]["train_step_ms"] = row.cost["latency_ms"]
         elif "pictures_per_second" in row.cost:
-            found[name]["pictures_per_second"] = row.cost["pictures_per_second"]
+            found[row.side]["pictures_per_second"] = row.cost["pictures_per_second"]
     return found
 
 
@@ -300,10 +296,9 @@ def _ratios(comparisons: Iterable[Comparison]) -> dict[tuple[str, str, str], tup
     """(network, other, cost) -> ratio and quartiles; the time of a batch tells the throughput, which is its inverse."""
     found = {}
     for c in comparisons:
-        case, _, ours = c.ours.partition(": ")
-        other = c.other.partition(": ")[2]
-        if case in (ONE, STEP):
-            found[ours, other, "latency_ms" if case == ONE else "train_step_ms"] = (c.ratio, c.low, c.high)
+        ours, other = c.sides
+        if c.case in (ONE, STEP):
+            found[ours, other, "latency_ms" if c.case == ONE else "train_step_ms"] = (c.ratio, c.low, c.high)
         else:
             found[ours, other, "pictures_per_second"] = (1 / c.ratio, 1 / c.high, 1 / c.low)
     return found
@@ -332,31 +327,47 @@ def _results(
         commit=", ".join(dict.fromkeys([*(one.results.commit for one in scored), now["commit"]])),
         date=now["date"],
         machine=now["machine"],
-        protocol="; ".join(_protocol(scored, times)),
+        protocol=_protocol(scored, times),
         rows=tuple(sorted(rows, key=lambda row: list(networks).index(row.name))),
     )
 
 
-def _protocol(scored: Sequence[Scored], times: Sequence[Row]) -> list[str]:
+def _protocol(scored: Sequence[Scored], times: Sequence[Row]) -> Protocol:
     """Clause by clause: in what the runs differ, what they share, how it was measured here."""
     stated = [(f"{one.row.name}, seed {one.row.seed}", one.results.protocol) for one in scored]
-    rounds = {row.name.partition(": ")[0]: int(row.cost["rounds"]) for row in times}
+    rounds = {row.case: int(row.cost["rounds"]) for row in times}
     batch = next(name for name in rounds if name.startswith(MANY))
     step = f"networks in turns, median of {rounds[STEP]} rounds" if STEP in rounds else "not timed"
-    return [
-        *joined_protocol(stated),
+    latency = (
         f"latency: one picture at a time, {batch.removeprefix(f'{MANY} of ')} at a time for pictures per second, the "
         f"networks in turns in one process on the first {PICTURES} test pictures, median of {rounds[ONE]} and "
-        f"{rounds[batch]} rounds, threads: {torch.get_num_threads()}",
-        f"a training step: forward and backward on the first training batch, {step}",
+        f"{rounds[batch]} rounds, threads: {torch.get_num_threads()}"
+    )
+    return (
+        *joined(stated),
+        Clause(LATENCY, latency),
+        Clause("training step", f"a training step: forward and backward on the first training batch, {step}"),
+        *_MEASURED,
+        MINUTES,
+    )
+
+
+# How the costs of networks are measured.
+_MEASURED = (
+    Clause(
+        "memory",
         "training memory: growth of the memory in use in one forward and backward pass of the first training batch, "
         "gradients included, weights and optimizer not",
-        "kept for the gradient: what autograd keeps of that forward pass",
-        "evaluations: of all fields for one test picture; backward evaluations: of all fields in the backward pass "
-        "of one training step, 0 where the forward pass is kept",
-        "time, memory and evaluations of the networks with seed 0",
-        "minutes of training as each run logged them, whatever else the machine did",
-    ]
+    ),
+    Clause("memory", "kept for the gradient: what autograd keeps of that forward pass"),
+    Clause("evaluations", "evaluations: of all fields for one test picture"),
+    Clause(
+        "evaluations",
+        "backward evaluations: of all fields in the backward pass of one training step, 0 where the forward pass is "
+        "kept",
+    ),
+    Clause("seeds", "time, memory and evaluations of the networks with seed 0"),
+)
 
 
 def _reasons(request: Request, rows: Iterable[Row]) -> dict[tuple[str, str], str]:
@@ -414,7 +425,7 @@ def _page(
         differences=differences(compared),
         sections=tuple(section for section in sections if section),
         keys=keys,
-        protocol=tuple(results.protocol.split("; ")),
+        protocol=tuple(map(str, results.protocol)),
         commands=tuple(results.command.splitlines()),
         machine=results.machine,
         commit=results.commit,

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ode_detect.report.canvas import PictureError
-from ode_detect.report.dial import full_settings, plot_dial
+from ode_detect.report.dial import plot_dial
 from ode_detect.report.overlays import Line, plot_lines
 from ode_detect.report.page import Figure, Section
 from ode_detect.report.plots import Curve, MetricsError, read_metrics, series
+from ode_detect.report.protocol import full_settings
 from ode_detect.report.results import Results
 from ode_detect.report.rows import ResultsError
 from ode_detect.report.tables import ROLE_WORDS
@@ -22,7 +23,7 @@ from ode_detect.task import Task
 
 from .measure import Loaded
 
-logger = logging.getLogger("ode_detect.engine")
+logger = logging.getLogger("ode_detect.studies")
 
 # A data set of many classes has curves for each of them.
 MOST_CURVES = 12

@@ -6,7 +6,7 @@ import copy
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from ode_detect.report.results import Comparison, Row
 from ode_detect.studies.process_memory import growth, keep_freed_memory
 from ode_detect.studies.timing import Case, Ratio, Side, measure
 
-logger = logging.getLogger("ode_detect.engine")
+logger = logging.getLogger("ode_detect.studies")
 
 # Of a test set, at most so many pictures are timed; so many at once tell the throughput.
 PICTURES, BATCH = 20, 8
@@ -189,4 +189,4 @@ def _infer(model: nn.Module, batches: Iterator[list[Any]]) -> object:
 
 def _with_throughput(row: Row, size: int) -> Row:
     rate = 1000 * size / row.cost["latency_ms"]
-    return Row(row.name, row.role, row.seed, row.config, row.metrics, {**row.cost, "pictures_per_second": rate})
+    return replace(row, cost={**row.cost, "pictures_per_second": rate})

@@ -17,7 +17,7 @@ from ode_detect.task import ConfigError
 
 from .choice import choose
 
-logger = logging.getLogger("ode_detect.engine")
+logger = logging.getLogger("ode_detect.studies")
 
 
 def plan(

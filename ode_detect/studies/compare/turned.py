@@ -13,7 +13,7 @@ from ode_detect.ode.flows import flows_of
 
 from .measure import Loaded
 
-logger = logging.getLogger("ode_detect.engine")
+logger = logging.getLogger("ode_detect.studies")
 
 # Steps of the other method for a flow whose own method chooses its steps.
 STEPS = 8

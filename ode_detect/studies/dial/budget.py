@@ -13,7 +13,7 @@ from ode_detect.task import ConfigError
 
 from .dial import Dial, Setting
 
-logger = logging.getLogger("ode_detect.engine")
+logger = logging.getLogger("ode_detect.studies")
 
 
 class BudgetError(ConfigError):

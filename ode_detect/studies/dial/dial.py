@@ -25,7 +25,7 @@ from ode_detect.engine.config import tolerances
 from ode_detect.engine.lock import hold
 from ode_detect.engine.provenance import provenance
 from ode_detect.engine.records import holds_run, write_records
-from ode_detect.engine.run import Run, open_run
+from ode_detect.engine.run import Run, open_evaluation
 from ode_detect.engine.train import cost, evaluate, load_network
 from ode_detect.engine.weights import load_weights_only
 from ode_detect.media.files import read_object, say_unreadable, whole, write_text
@@ -36,11 +36,12 @@ from ode_detect.ode.flows import find_flow, flow_names, flows_of
 from ode_detect.ode.statistics import StatisticsError, batch_norms
 from ode_detect.report.dial import plot_dial
 from ode_detect.report.plots import MetricsError
+from ode_detect.report.protocol import COSTS_OF_ONE_PICTURE, FULL_STEPS, LATENCY, TEST, Clause, Protocol, clauses
 from ode_detect.report.results import Results, Row
 from ode_detect.studies.kept import check_marks, marks
 from ode_detect.task import ConfigError
 
-logger = logging.getLogger("ode_detect.engine")
+logger = logging.getLogger("ode_detect.studies")
 
 # What was evaluated, in the folder of a dial.
 _KEPT = "evaluations.json"
@@ -128,12 +129,10 @@ class Dial:
         if cfg.SEED < 0 and kept:
             cfg.SEED = kept["seed"]  # that was drawn then
         # What the folder says of the commands before stays, if this one is refused.
-        self.run: Run = open_run(
+        self.run: Run = open_evaluation(
             cfg,
             command=command,
             config_file=config_file,
-            resume=False,
-            evaluating=True,
             folder=folder / "sweep",
             records=False,
         )
@@ -337,27 +336,30 @@ class Dial:
         """What a choice among so many measured settings is worth."""
         return f"on {self.run.cfg.DATASETS.TEST[0]} itself among {count} settings: not an independent estimate"
 
-    def _protocol(self, shown: Sequence[Setting]) -> str:
+    def _protocol(self, shown: Sequence[Setting]) -> Protocol:
         cfg = self.run.cfg
-        parts = [f"tested on {cfg.DATASETS.TEST[0]}, weights of {self.weights}", self.run.task.protocol(cfg)]
-        parts.append(f"full steps: {self.full.name}")
+        stated = [
+            Clause(TEST, f"tested on {cfg.DATASETS.TEST[0]}, weights of {self.weights}"),
+            *clauses("metrics", self.run.task.protocol(cfg)),
+            Clause(FULL_STEPS, self.full.name),
+        ]
         if self.statistics_batches:
             batches = f"{self.statistics_batches} training batches of {cfg.SOLVER.IMS_PER_BATCH}"
-            parts.append(
+            text = (
                 "BatchNorm statistics: of the full steps the running averages in the checkpoint, of all other settings "
                 f"estimated from {batches}"
             )
             # A setting that is here was solved, so what has no statistics of its own could not be estimated.
             fell_back = [s.name for s in shown if s != self.full and s.name not in self._estimated]
             if fell_back:
-                parts[-1] += f", but for {', '.join(fell_back)}: not finite, so those of the full steps"
-        parts.append("multiply-adds and evaluations of one test picture")
-        parts.append(
+                text += f", but for {', '.join(fell_back)}: not finite, so those of the full steps"
+            stated.append(Clause("statistics", text))
+        latency = (
             f"latency: median over up to {PICTURES} test pictures of the faster of two calls, the settings in turn on "
             f"each, {torch.get_num_threads()} threads"
         )
-        parts.append(f"a setting picked by these rows is picked {self.picked(len(shown))}")
-        return "; ".join(parts)
+        picked = f"a setting picked by these rows is picked {self.picked(len(shown))}"
+        return (*stated, COSTS_OF_ONE_PICTURE, Clause(LATENCY, latency), Clause("picked", picked))
 
     def _estimate(self, setting: Setting) -> None:
         """Statistics for a setting; those of the full one are the checkpoint's own."""

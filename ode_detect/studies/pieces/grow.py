@@ -18,6 +18,7 @@ from ode_detect.engine.provenance import provenance
 from ode_detect.media.files import whole
 from ode_detect.ode.refitting.refit import split_pieces
 from ode_detect.ode.solvers import TABLEAUS
+from ode_detect.report.protocol import MINUTES, Clause
 from ode_detect.report.results import Results
 from ode_detect.studies.trainings import Training, check_runs, train_missing
 from ode_detect.task import ConfigError
@@ -107,12 +108,16 @@ def grow(
     minutes = sum(part.rows[0].cost["train_minutes"] for part in parts[:-1])
     grown, start = parts[-2].rows[0], parts[-1].rows[0]
     path = ", ".join(f"{c} for {n}" for c, n in zip(wanted.counts, wanted.iterations, strict=True))
+    from_start = f"from the start: {wanted.counts[-1]} pieces for {sum(wanted.iterations)} iterations"
     results = Results(
         what=f"Pieces of {Path(config_file).stem}, grown: {parts[-1].what}",
         **{**provenance(command), "commit": ", ".join(dict.fromkeys(part.commit for part in parts))},
-        protocol=f"grown: pieces of each flow and iterations, {path}, a schedule of its own for each; from the start: "
-        f"{wanted.counts[-1]} pieces for {sum(wanted.iterations)} iterations; {parts[-1].protocol}; "
-        "minutes of training as each run logged them, whatever else the machine did",
+        protocol=(
+            Clause("grown", f"grown: pieces of each flow and iterations, {path}, a schedule of its own for each"),
+            Clause("from the start", from_start),
+            *parts[-1].protocol,
+            MINUTES,
+        ),
         rows=(
             replace(grown, name="grown", cost={**grown.cost, "train_minutes": round(minutes, 2)}),
             replace(start, name="from_the_start"),

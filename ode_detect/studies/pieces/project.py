@@ -20,7 +20,7 @@ from ode_detect.engine.build import autocast, on_gpu, training_stream
 from ode_detect.engine.classes import data_categories
 from ode_detect.engine.provenance import provenance
 from ode_detect.engine.records import holds_run, write_records
-from ode_detect.engine.run import Run, open_run
+from ode_detect.engine.run import Run, open_evaluation
 from ode_detect.engine.train import cost, evaluate, load_network
 from ode_detect.media.files import whole, write_text
 from ode_detect.ode.flows import flows_of
@@ -29,13 +29,14 @@ from ode_detect.ode.refitting.distillation import distil
 from ode_detect.ode.refitting.refit import project_pieces
 from ode_detect.ode.solvers import FixedStep
 from ode_detect.report.metrics import quantity
+from ode_detect.report.protocol import FULL_PIECES, TEST, Clause, Protocol, clauses
 from ode_detect.report.ratios import Panel, plot_panels
 from ode_detect.report.results import Results
 from ode_detect.report.rows import Row
 from ode_detect.studies.kept import KeptRows
 from ode_detect.task import ConfigError
 
-logger = logging.getLogger("ode_detect.engine")
+logger = logging.getLogger("ode_detect.studies")
 
 # The projection is solved for on so many training batches; distillation has all that it is given.
 FITTED_BATCHES = 4
@@ -95,12 +96,10 @@ def project(cfg: CfgNode, wanted: Projection, *, command: str, config_file: str,
     asked = cfg.clone()
     cfg.DATASETS.TEST = cfg.DATASETS.TEST[:1]
     # What the folder says of an earlier command stays, if this one is refused.
-    run = open_run(
+    run = open_evaluation(
         cfg,
         command=command,
         config_file=config_file,
-        resume=False,
-        evaluating=True,
         folder=folder / "evaluation",
         records=False,
     )
@@ -196,19 +195,24 @@ def _write_network(model: nn.Module, cfg: CfgNode, stem: Path, run: Run) -> None
     write_text(stem.with_suffix(".yaml"), f"# Made by: {run.command}\n{cfg.dump()}")
 
 
-def _projection_protocol(run: Run, wanted: Projection, used: str, pieces: int) -> str:
+def _projection_protocol(run: Run, wanted: Projection, used: str, pieces: int) -> Protocol:
     cfg, batch = run.cfg, run.cfg.SOLVER.IMS_PER_BATCH
-    parts = [f"tested on {cfg.DATASETS.TEST[0]}, weights of {used}", run.task.protocol(cfg)]
-    parts.append(f"full pieces: pieces_{pieces}")
-    parts.append(f"projection by least squares on {min(FITTED_BATCHES, wanted.batches)} training batches of {batch}")
+    fitted = f"projection by least squares on {min(FITTED_BATCHES, wanted.batches)} training batches of {batch}"
+    stated = [
+        Clause(TEST, f"tested on {cfg.DATASETS.TEST[0]}, weights of {used}"),
+        *clauses("metrics", run.task.protocol(cfg)),
+        Clause(FULL_PIECES, f"pieces_{pieces}"),
+        Clause("projection", fitted),
+    ]
     if wanted.iterations:
         precision = "autocast" if cfg.SOLVER.AMP.ENABLED and not on_gpu(cfg) else "float32"
-        parts.append(
+        distilled = (
             f"distillation from the flows of the network with {pieces} pieces: {wanted.iterations} iterations of Adam, "
             f"{precision}, "
             f"on {wanted.batches} training batches of {batch}, no labels, statistics of BatchNorm as projected"
         )
-    return "; ".join(parts)
+        stated.append(Clause("distillation", distilled))
+    return tuple(stated)
 
 
 def _plot(rows: Sequence[Row], metric: str, path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ode_detect.ode.names import UnknownNameError
+from ode_detect.report.protocol import Clause
 from ode_detect.report.results import Results
 from ode_detect.report.tables import to_markdown
 from ode_detect.studies.benchmark import run
@@ -92,7 +93,8 @@ def test_sections_that_were_measured_otherwise_are_not_mixed_in(
 ) -> None:
     path = tmp_path / "b.json"
     results = run_benchmark(command="all", seconds=0.0, output=path)
-    dataclasses.replace(results, **{what: {"cpu": "another"} if what == "machine" else "another"}).write(path)
+    others = {"commit": "another", "machine": {"cpu": "another"}, "protocol": (Clause("", "another"),)}
+    dataclasses.replace(results, **{what: others[what]}).write(path)
     before = path.read_text()
     with pytest.raises(ConfigError, match=rf"holds two, of another {what}, .* give another --output"):
         run_benchmark(["one"], command="", seconds=0.0, output=path)

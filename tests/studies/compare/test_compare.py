@@ -7,6 +7,7 @@ import pytest
 
 from ode_detect.engine.config import load_config
 from ode_detect.report.comparison import Compared, group
+from ode_detect.report.protocol import from_words
 from ode_detect.report.results import Comparison, Row
 from ode_detect.studies.compare.compare import Request, _protocol, _ratios, _reasons, _warnings, _with_times, opponents
 from ode_detect.studies.compare.measure import MANY, ONE, Loaded
@@ -42,8 +43,8 @@ def test_the_opponent_is_the_one_that_differs_least() -> None:
 
 def test_times_of_a_batch_become_throughput() -> None:
     times = [
-        Row(f"{ONE}: a", "ode", 0, "c", {}, {"latency_ms": 20.0}),
-        Row(f"{MANY} of 8: a", "ode", 0, "c", {}, {"latency_ms": 80.0, "pictures_per_second": 100.0}),
+        Row(f"{ONE}: a", "ode", 0, "c", {}, {"latency_ms": 20.0}, ONE),
+        Row(f"{MANY} of 8: a", "ode", 0, "c", {}, {"latency_ms": 80.0, "pictures_per_second": 100.0}, f"{MANY} of 8"),
     ]
     assert _with_times({"a": {"parameters": 1}}, times) == {
         "a": {"parameters": 1, "latency_ms": 20.0, "pictures_per_second": 100.0}
@@ -80,10 +81,15 @@ def test_what_is_missing_has_a_reason() -> None:
 
 
 def test_the_protocol_is_stated_once_where_runs_share_it() -> None:
-    times = [Row(f"{case}: a", "ode", 0, "c", {}, {"rounds": 5}) for case in (ONE, f"{MANY} of 4")]
-    alike = _protocol([scored("a", protocol="trained; tested"), scored("b", protocol="trained; tested")], times)
+    times = [Row(f"{case}: a", "ode", 0, "c", {}, {"rounds": 5}, case) for case in (ONE, f"{MANY} of 4")]
+
+    def stated(*protocols: str) -> list[str]:
+        runs = [scored(name, protocol=from_words(one)) for name, one in zip("ab", protocols, strict=True)]
+        return list(map(str, _protocol(runs, times)))
+
+    alike = stated("trained; tested", "trained; tested")
     assert alike[:2] == ["trained", "tested"]
     assert "4 at a time" in alike[2]
     assert "a training step: forward and backward on the first training batch, not timed" in alike
-    unlike = _protocol([scored("a", protocol="long; tested"), scored("b", protocol="short; tested")], times)
+    unlike = stated("long; tested", "short; tested")
     assert unlike[:3] == ["a, seed 0: long", "b, seed 0: short", "tested"]

@@ -10,6 +10,7 @@ import pytest
 
 from ode_detect.report.examples import Drawn, Examples
 from ode_detect.report.plots import Curve
+from ode_detect.report.protocol import from_words
 from ode_detect.report.results import Results, Row
 from ode_detect.report.rows import ResultsError
 from ode_detect.studies.compare import figures
@@ -81,7 +82,8 @@ def a_dial(path: Path, metric: str) -> Path:
     rows = [Row(f"euler_{n}", "ode", 0, "c", {metric: 0.1 * n}, {"evaluations": n, "latency_ms": n}) for n in (1, 2)]
     words = dict.fromkeys(("command", "commit", "date"), "x")
     path.parent.mkdir(parents=True, exist_ok=True)
-    Results(what="The dial of a", **words, machine={}, protocol="full steps: euler_2", rows=rows).write(path)
+    protocol = from_words("full steps: euler_2")
+    Results(what="The dial of a", **words, machine={}, protocol=protocol, rows=rows).write(path)
     return path
 
 

@@ -7,10 +7,11 @@ import pytest
 from torch import nn
 
 from ode_detect.engine.config import load_config
-from ode_detect.engine.run import Run, open_run
+from ode_detect.engine.run import Run, open_evaluation, open_training
 from ode_detect.engine.train import evaluate, load_network, train
 from ode_detect.ode import Adaptive, FixedStep
 from ode_detect.ode.flows import flows_of
+from ode_detect.report.protocol import in_words
 from ode_detect.report.results import Results
 from ode_detect.studies.compare import compare as comparison
 from ode_detect.studies.compare.compare import Request, compare
@@ -39,17 +40,15 @@ def networks(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("turned")
     for role in NAMES:
         cfg = load_config(CONFIG, words_in_role(shapes, folder, role))
-        train(open_run(cfg, command="train", config_file=CONFIG, resume=False), resume=False)
+        train(open_training(cfg, command="train", config_file=CONFIG, resume=False), resume=False)
     return folder
 
 
 def loaded(shapes: Path, networks: Path, role: str) -> Loaded:
-    run = open_run(
+    run = open_evaluation(
         load_config(CONFIG, words_in_role(shapes, networks, role)),
         command="",
         config_file=CONFIG,
-        resume=False,
-        evaluating=True,
     )
     return Loaded("it", role, run, load_network(run)[0])
 
@@ -102,7 +101,7 @@ def test_a_comparison_holds_what_was_turned(shapes: Path, networks: Path, tmp_pa
     assert {row.role: (row.name, row.config) for row in results.rows} == {r: (n, CONFIG) for r, n in NAMES.items()}
     assert {"top1_half_step", "top1_other_method"} <= ode.metrics.keys()
     assert "top1_half_step" not in ablation.metrics
-    assert "networks with seed 0, twice the steps" in results.protocol
+    assert "networks with seed 0, twice the steps" in in_words(results.protocol)
 
 
 def test_runs_that_began_with_weights_are_compared_with_their_last_ones(
@@ -112,7 +111,7 @@ def test_runs_that_began_with_weights_are_compared_with_their_last_ones(
     overrides = (*words(shapes, tmp_path / "runs")[:-2], *begin)
     trainings = plan([CONFIG], [1], overrides, roles=list(NAMES))
     for one in trainings:
-        run = open_run(one.config(), command="train", config_file=CONFIG, resume=False)
+        run = open_training(one.config(), command="train", config_file=CONFIG, resume=False)
         train(run, resume=False)
     files = []
 

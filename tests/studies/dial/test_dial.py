@@ -18,6 +18,7 @@ from ode_detect.engine.config import load_config
 from ode_detect.ode import Adaptive, FixedStep, NonFiniteStateError, estimate_statistics
 from ode_detect.ode.flows import flows_of
 from ode_detect.ode.statistics import StatisticsError
+from ode_detect.report.protocol import in_words
 from ode_detect.report.results import Results
 from ode_detect.studies.dial import dial as dials
 from ode_detect.studies.dial.budget import Budget, BudgetError, turn
@@ -43,7 +44,9 @@ def trained(whole_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> l
     overrides = [*whole_run, "OUTPUT_DIR", str(folder), "SOLVER.DIAL.STATISTICS_BATCHES", "2", "TEST.EVAL_PERIOD", "0"]
     # Small and few, since a network that knows nothing finds something everywhere.
     overrides += ["INPUT.MIN_SIZE_TEST", "64", "MODEL.RPN.POST_NMS_TOPK_TEST", "30", "SOLVER.MAX_ITER", "4"]
-    run = runs.open_run(load_config(QUICKSTART, overrides), command="train", config_file=str(QUICKSTART), resume=False)
+    run = runs.open_training(
+        load_config(QUICKSTART, overrides), command="train", config_file=str(QUICKSTART), resume=False
+    )
     train.train(run, resume=False)
     return overrides
 
@@ -76,17 +79,15 @@ def test_a_sweep_writes_numbers_and_a_plot(swept: tuple[Path, Results]) -> None:
     assert [row.cost["evaluations"] for row in results.rows] == [3, 6]
     assert results.rows[0].cost["macs"] < results.rows[1].cost["macs"]
     assert all(row.cost["latency_ms"] > 0 for row in results.rows)
-    assert "full steps: euler_2" in results.protocol
-    assert "of the full steps the running averages in the checkpoint" in results.protocol
-    assert "all other settings estimated from 2 training batches of 2; " in results.protocol
-    assert "picked on squares itself among 2 settings: not an independent estimate" in results.protocol
+    assert "full steps: euler_2" in in_words(results.protocol)
+    assert "of the full steps the running averages in the checkpoint" in in_words(results.protocol)
+    assert "all other settings estimated from 2 training batches of 2; " in in_words(results.protocol)
+    assert "picked on squares itself among 2 settings: not an independent estimate" in in_words(results.protocol)
     assert results.machine["threads"] == torch.get_num_threads()
 
 
 def test_the_full_steps_give_what_an_evaluation_gives(swept: tuple[Path, Results], trained: list[str]) -> None:
-    run = runs.open_run(
-        load_config(QUICKSTART, trained), command="x", config_file=str(QUICKSTART), resume=False, evaluating=True
-    )
+    run = runs.open_evaluation(load_config(QUICKSTART, trained), command="x", config_file=str(QUICKSTART))
     assert swept[1].rows[1].metrics == train.evaluate_only(run).rows[0].metrics
 
 
@@ -136,7 +137,7 @@ def test_a_choice_is_a_config_that_gives_the_same_numbers(swept: tuple[Path, Res
     expected = trained_weights if row.name == "euler_2" else str(folder / f"{row.name}.pth")
     assert expected == cfg.MODEL.WEIGHTS
     assert torch.load(expected, weights_only=True)["categories"] == [{"id": 1, "name": "square"}]
-    run = runs.open_run(cfg, command="x", config_file=str(choice.path), resume=False, evaluating=True)
+    run = runs.open_evaluation(cfg, command="x", config_file=str(choice.path))
     (evaluated,) = train.evaluate_only(run).rows
     assert evaluated.metrics == row.metrics
     assert evaluated.cost["evaluations"] == row.cost["evaluations"]
@@ -268,9 +269,9 @@ def test_statistics_that_cannot_be_estimated_are_told(
 
     monkeypatch.setattr(dials, "estimate_statistics", fail)
     results, _ = turn(open_dial(trained, tmp_path), steps=[1, 3], methods=["euler"])
-    assert "batches of 2, but for euler_1: not finite, so those of the full steps; " in results.protocol
+    assert "batches of 2, but for euler_1: not finite, so those of the full steps; " in in_words(results.protocol)
     again, _ = turn(open_dial(trained, tmp_path), steps=[3], methods=["euler"])
-    assert "but for euler_1:" in again.protocol
+    assert "but for euler_1:" in in_words(again.protocol)
 
 
 def test_data_that_fails_is_not_taken_for_statistics(
