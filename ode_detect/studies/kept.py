@@ -27,20 +27,72 @@ logger = logging.getLogger("ode_detect.studies")
 MEASURED = "measured.json"
 
 
+class Kept:
+    """A file of what a study measured, with what that depends on and the commands that measured it.
+
+    Args:
+        path: the file, in the folder of the study; it need not be there.
+
+    Attributes:
+        content: what was in the file; {} if it was not there, or broken, which is logged.
+        marks: what all of it depends on.
+        commands: that measured it, the present one last.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.content: dict[str, Any] = read_object(path) or {}
+        self.marks: dict[str, Any] = {}
+        self.commands: list[str] = []
+
+    def check(self, what: str, marks: Mapping[str, Any], command: str) -> None:
+        """Refuse what cannot be joined to what is in the file.
+
+        Args:
+            what: is measured: "dial".
+            marks: what it depends on.
+            command: that measures it.
+
+        Raises:
+            ConfigError: the file depends on something else.
+        """
+        if self.content:
+            check_marks(self._path.parent, what, self.content["marks"], marks)
+        self.marks = dict(marks)
+        self.commands = list(dict.fromkeys([*self.content.get("commands", []), command]))
+
+    def write(self, **content: Any) -> None:
+        """Write all that is known, which is what later commands find."""
+        whole = {"marks": self.marks, "commands": self.commands, **content}
+        write_text(self._path, json.dumps(whole, indent=1) + "\n")
+
+
 class KeptRows:
-    """Rows that are measured once, in the folder of a study."""
+    """Rows that are measured once, in the folder of a study.
+
+    Args:
+        folder: of the study; no other command writes into it meanwhile.
+        what: is measured: "projection".
+        run: an evaluation of the network.
+        model: the network.
+        wanted: what the rows depend on, apart from config, weights and commit.
+
+    Attributes:
+        rows: by name, as they were measured.
+
+    Raises:
+        ConfigError: the folder holds rows that depend on something else.
+    """
 
     def __init__(self, folder: Path, what: str, run: Run, model: nn.Module, wanted: Mapping[str, Any]) -> None:
-        self._path, self._run, self._lock = folder / MEASURED, run, hold(folder)
-        self._marks = {**marks(run.cfg, model), **wanted}
-        self.rows: dict[str, Row] = {}
-        self.commands = [run.command]
-        kept = read_object(self._path)
-        if kept is None:
-            return
-        check_marks(folder, what, kept["marks"], self._marks)
-        self.rows = {row["name"]: Row(**row) for row in kept["rows"]}
-        self.commands = list(dict.fromkeys([*kept["commands"], run.command]))
+        self._run, self._lock, self._kept = run, hold(folder), Kept(folder / MEASURED)
+        self._kept.check(what, {**marks(run.cfg, model), **wanted}, run.command)
+        self.rows = {row["name"]: Row(**row) for row in self._kept.content.get("rows", [])}
+
+    @property
+    def commands(self) -> list[str]:
+        """The commands that measured them."""
+        return self._kept.commands
 
     def has(self, names: Sequence[str]) -> bool:
         """Whether all of these rows are there."""
@@ -58,9 +110,7 @@ class KeptRows:
                 metrics=metrics,
                 cost=figures,
             )
-            rows = [asdict(row) for row in self.rows.values()]
-            content = {"marks": self._marks, "commands": self.commands, "rows": rows}
-            write_text(self._path, json.dumps(content, indent=1) + "\n")
+            self._kept.write(rows=[asdict(row) for row in self.rows.values()])
             metric = self._run.task.score
             logger.info("%s: %s %.4f", name, metric, metrics.get(metric, float("nan")))
 

@@ -10,7 +10,10 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from ode_detect.report.results import Comparison, Row
 
@@ -81,7 +84,7 @@ def measure(
         case: its sides and ratios.
         section: the section of the benchmark that it belongs to.
         seconds: about how long the rounds may take together, at weight 1; there are at least 5 and at most 200.
-        clock: tells the time in seconds.
+        clock: the time in seconds.
 
     Returns:
         A row for each side, with the median and quartiles of its times, and a comparison for each ratio.
@@ -130,6 +133,42 @@ def alternate(
         if was_enabled:
             gc.enable()
     return times
+
+
+def rotate(
+    sides: Mapping[str, Callable[[], AbstractContextManager[object]]],
+    run: Callable[[Any], object],
+    inputs: Sequence[Any],
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Call ``run`` on each input twice at every side, the sides in turns; who begins changes from input to input.
+
+    Args:
+        sides: what makes ``run`` that of the side, as a context, outside of what is timed.
+        run: what is timed.
+        inputs: at least one.
+        clock: the time in seconds.
+
+    Returns:
+        The faster of the two times of each side in seconds, input by input.
+    """
+
+    def once(name: str, given: Any) -> float:
+        with sides[name]():
+            return _timed(partial(run, given), clock)
+
+    names = list(sides)
+    for name in names:
+        once(name, inputs[0])  # for warming up
+    taken: dict[str, list[float]] = {name: [] for name in names}
+    for turn, given in enumerate(inputs):
+        start = turn % len(names) if names else 0
+        order = [*names[start:], *names[:start]]
+        first = {name: once(name, given) for name in order}
+        for name in order:
+            taken[name].append(min(first[name], once(name, given)))
+    return taken
 
 
 def _timed(run: Callable[[], object], clock: Callable[[], float]) -> float:

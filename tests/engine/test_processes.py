@@ -3,9 +3,8 @@ import socket
 
 import pytest
 import torch
-from torch import nn
 
-from ode_detect.engine import distributed, processes
+from ode_detect.engine import processes
 from ode_detect.task import ConfigError
 
 
@@ -76,15 +75,3 @@ def test_a_port_that_is_taken_is_told_before_anything_starts() -> None:
         plan = processes.layout(flags("--num-processes", "2", "--dist-url", url), "cpu")
         with pytest.raises(ConfigError, match="cannot be listened on"):
             processes.start(print, [], plan, "cpu")
-
-
-def test_alone_nothing_is_exchanged() -> None:
-    model = nn.Linear(2, 1)
-    distributed.average_gradients(model)
-    distributed.broadcast_state(model)
-    assert model.weight.grad is None
-    assert distributed.averaged({"a": 2.0}) == {"a": 2.0}
-    assert distributed.agreed(True)
-    assert not distributed.agreed(False)
-    assert distributed.from_main(lambda: 3) == 3
-    assert distributed.first_to_report()

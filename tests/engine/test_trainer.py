@@ -19,7 +19,6 @@ from ode_detect.engine.checkpoint import CheckpointError
 from ode_detect.engine.config import load_config
 from ode_detect.engine.hooks import Interrupted
 from ode_detect.engine.trainer import Trainer
-from ode_detect.ode.flows import flows_of
 from ode_detect.report.plots import read_metrics
 from ode_detect.report.protocol import in_words
 from ode_detect.report.results import Results
@@ -186,11 +185,6 @@ def test_the_dial_turns_at_test_time(uninterrupted: runs.Run, squares_run: Overr
     assert costs[4]["parameters"] == costs[1]["parameters"]
 
 
-def test_frozen_statistics_without_weights_are_refused(squares_run: Overrides) -> None:
-    with pytest.raises(ConfigError, match="explode"):
-        open_run(squares_run("frozen", "MODEL.RESNETS.NORM", "FrozenBN"))
-
-
 def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_are_spoilt(squares_run: Overrides) -> None:
     run = open_run(squares_run("diverged"))
     trainer = Trainer(run.cfg, run.task, lambda model: {})
@@ -299,21 +293,6 @@ def test_checkpoints_that_are_superseded_do_not_outlive_a_stop(squares_run: Over
     assert found == ["model_0000005.pth", "model_0000007.pth", "model_best.pth", "model_final.pth"]
 
 
-def test_a_seed_that_is_left_open_is_drawn_once_and_kept_by_a_resume(squares_run: Overrides) -> None:
-    first = open_run(squares_run("open", "SEED", "-1"))
-    assert first.cfg.SEED >= 0
-    again = open_run(squares_run("open", "SEED", "-1"), resume=True)
-    assert again.cfg.SEED == first.cfg.SEED
-
-
-def test_a_resume_with_another_config_tells_what_changed(squares_run: Overrides) -> None:
-    run = open_run(squares_run("changed"))
-    open_run(squares_run("changed"), resume=True)
-    assert "another value" not in (run.folder / "log.txt").read_text()
-    open_run(squares_run("changed", "SOLVER.BASE_LR", "0.5"), resume=True)
-    assert "another value of SOLVER.BASE_LR: 0.001, now 0.5" in (run.folder / "log.txt").read_text()
-
-
 def test_two_test_sets_give_two_rows_and_the_first_chooses_the_best(
     squares: Path, squares_run: Overrides, tmp_path: Path
 ) -> None:
@@ -374,25 +353,6 @@ def test_a_resume_in_other_circumstances_is_the_uninterrupted_run_too(
     assert same(final(whole)["model"], final(again)["model"])
 
 
-def test_a_resumed_run_whose_records_are_gone_gets_new_ones(squares_run: Overrides) -> None:
-    folder = open_run(squares_run("lost")).folder
-    (folder / "metrics.json").touch()
-    (folder / "environment.json").unlink()
-    open_run(squares_run("lost"), resume=True)
-    assert json.loads((folder / "environment.json").read_text())["command"] == "test"
-
-
-def test_the_memory_format_of_a_network_is_that_of_the_config(squares_run: Overrides) -> None:
-    for channels_last in (False, True):
-        cfg = load_config(QUICKSTART, squares_run("format", "MODEL.CHANNELS_LAST", str(channels_last)))
-        kernels = [
-            weight for weight in build_network(cfg).parameters() if weight.ndim == 4 and weight[0, 0].numel() > 1
-        ]
-        assert {w.is_contiguous(memory_format=torch.channels_last) for w in kernels if w.shape[1] > 1} == {
-            channels_last
-        }
-
-
 def test_an_ablation_begins_with_pretrained_weights_by_its_role_alone(squares_run: Overrides) -> None:
     twin = open_run(squares_run("twin", "MODEL.ODE.ROLE", "twin"))
     torch.save({"model": build_network(twin.cfg).state_dict()}, twin.folder / "twin.pth")
@@ -403,26 +363,3 @@ def test_an_ablation_begins_with_pretrained_weights_by_its_role_alone(squares_ru
     ours, theirs = trainer._network.state_dict(), torch.load(twin.folder / "twin.pth", weights_only=True)["model"]
     assert set(ours) < set(theirs)
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
-
-
-def test_a_network_without_flows_is_channels_last_as_a_whole() -> None:
-    words = ["MODEL.DEVICE", "cpu", "MODEL.ODE.ROLE", "ablation"]
-    cfg = load_config(ROOT / "configs" / "classification" / "mnist_odenet.yaml", words)
-    kernels = [weight for weight in build_network(cfg).parameters() if weight.ndim == 4 and weight.shape[1] > 1]
-    assert kernels
-    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels)
-
-
-def test_flows_with_group_normalisation_stay_contiguous_in_a_network_of_channels_last() -> None:
-    cfg = load_config(ROOT / "configs" / "classification" / "mnist_odenet.yaml", ["MODEL.DEVICE", "cpu"])
-    assert cfg.MODEL.CHANNELS_LAST
-    model = build_network(cfg).eval()
-    (flow,) = flows_of(model).values()
-    pictures = torch.randint(256, (2, 1, 28, 28), dtype=torch.uint8)
-    seen: list[torch.Tensor] = []
-    flow.field.register_forward_pre_hook(lambda field, inputs: seen.append(inputs[1]))
-    model([{"image": picture} for picture in pictures])
-    assert seen
-    assert all(h.is_contiguous() for h in seen)
-    assert flow.field.conv1.weight.is_contiguous()
-    assert model.backbone.stem.layers[3].weight.is_contiguous(memory_format=torch.channels_last)

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 
 import pytest
 
-from ode_detect.studies.timing import MAX_ROUNDS, MIN_ROUNDS, Case, Ratio, Side, alternate, measure
+from ode_detect.studies.timing import MAX_ROUNDS, MIN_ROUNDS, Case, Ratio, Side, alternate, measure, rotate
 
 
 class Clock:
@@ -127,3 +129,39 @@ def test_pictures_per_second_are_told_where_pictures_are() -> None:
     sides = {"a": Side("ode", clock.side("a", 0.5), pictures=8), "b": Side("baseline", clock.side("b", 1.0))}
     rows, _ = measure(Case("case", sides, []), section="s", seconds=1.0, clock=clock)
     assert [row.cost.get("pictures_per_second") for row in rows] == [16.0, None]
+
+
+def rotated(clock: Clock, sides: str, given: list[str], seconds: Callable[[str, str], float]) -> dict[str, list[float]]:
+    """Times of sides, each entered and left at no cost; ``seconds`` of a side and an input."""
+    at: list[str] = []
+
+    @contextmanager
+    def side(name: str) -> Iterator[None]:
+        clock.now += 1000.0  # what a side is made by is not timed
+        at.append(name)
+        yield
+        at.pop()
+
+    def run(one: str) -> None:
+        clock.calls.append(f"{at[-1]}{one}")
+        clock.now += seconds(at[-1], one)
+
+    return rotate({name: partial(side, name) for name in sides}, run, given, clock=clock)
+
+
+def test_whoever_begins_changes_from_input_to_input() -> None:
+    clock = Clock()
+    rotated(clock, "abc", ["1", "2", "3", "4"], lambda side, given: 1.0)
+    warm_up, *rounds = ["a1 b1 c1", "a1 b1 c1", "a1 b1 c1", "b2 c2 a2", "b2 c2 a2", "c3 a3 b3", "c3 a3 b3"]
+    assert " ".join(clock.calls) == " ".join([warm_up, *rounds, "a4 b4 c4", "a4 b4 c4"])
+
+
+def test_the_faster_of_two_calls_counts_and_only_the_call_is_timed() -> None:
+    clock = Clock()
+    seconds = {"a1": [9.0, 4.0, 2.0], "b1": [9.0, 3.0, 5.0], "a2": [1.0, 1.0], "b2": [7.0, 6.0]}
+    times = rotated(clock, "ab", ["1", "2"], lambda side, given: seconds[side + given].pop(0))
+    assert times == {"a": [2.0, 1.0], "b": [3.0, 6.0]}
+
+
+def test_of_no_sides_there_are_no_times() -> None:
+    assert rotated(Clock(), "", ["1"], lambda side, given: 1.0) == {}

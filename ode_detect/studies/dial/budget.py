@@ -11,7 +11,9 @@ from ode_detect.ode import FixedStep
 from ode_detect.report.results import Results
 from ode_detect.task import ConfigError
 
-from .dial import Dial, Setting
+from .dial import Dial
+from .output import worth, write_choice, write_results
+from .settings import Setting
 
 logger = logging.getLogger("ode_detect.studies")
 
@@ -68,7 +70,7 @@ class Choice:
 
     Attributes:
         setting: solver of each flow.
-        claim: its quality and time beside those of the full steps, and what they are worth, in a line.
+        claim: its quality and time, those of the full steps, and what they are worth, in a line.
         path: the config to use it by.
     """
 
@@ -111,22 +113,22 @@ def turn(
     for setting in settings:
         dial.evaluate(setting)
     if budget is None:
-        return dial.report(dial.times(dial.known)), None
+        return write_results(dial, dial.times(dial.known)), None
     paths = dial.paths(flows)
     try:
         setting, times = choose(dial, settings, budget, flows=paths)
     except BudgetError:
-        dial.report(dial.times(dial.known))
+        write_results(dial, dial.times(dial.known))
         raise
-    results = dial.report(times)
+    results = write_results(dial, times)
     words = [
         f"{name}: {dial.metric} {dial.measured[name].metrics[dial.metric]:.4f}, {times[name]:.1f} ms for one picture"
         for name in (setting.name, dial.full.name)
     ]
     machine = f"{results.machine['threads']} threads of {results.machine['cpu']}"
-    picked = dial.picked(len(_allowed(dial, times, paths)))
+    picked = worth(dial, len(_allowed(dial, times, paths)))
     claim = f"{words[0]} (full steps, {words[1]}); {machine}; picked {picked}"
-    return results, Choice(setting, claim, dial.write_choice(setting, claim))
+    return results, Choice(setting, claim, write_choice(dial, setting, claim))
 
 
 def choose(

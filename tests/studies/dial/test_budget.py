@@ -6,7 +6,7 @@ import pytest
 
 from ode_detect.ode import Adaptive, FixedStep
 from ode_detect.studies.dial.budget import Budget, BudgetError, Change, choose, greedy, measure_changes
-from ode_detect.studies.dial.dial import Measured, Setting
+from ode_detect.studies.dial.settings import Measured, Setting
 from ode_detect.task import ConfigError
 
 # What each flow loses and takes at 1, 2 or 4 Euler steps.

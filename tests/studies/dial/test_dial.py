@@ -1,4 +1,4 @@
-"""The dial of the quickstart network, trained for a moment on eight small pictures."""
+"""The dial of the quickstart network: what is measured, kept and refused."""
 
 import json
 from collections.abc import Callable
@@ -9,66 +9,27 @@ import pytest
 import torch
 from detectron2.layers import FrozenBatchNorm2d
 
-from ode_detect.detection.data.datasets import DatasetError
-from ode_detect.engine import provenance as provenances
 from ode_detect.engine import run as runs
 from ode_detect.engine import train
 from ode_detect.engine.build import build_network
 from ode_detect.engine.config import load_config
-from ode_detect.ode import Adaptive, FixedStep, NonFiniteStateError, estimate_statistics
+from ode_detect.ode import Adaptive, FixedStep, NonFiniteStateError
 from ode_detect.ode.flows import flows_of
-from ode_detect.ode.statistics import StatisticsError
 from ode_detect.report.protocol import in_words
 from ode_detect.report.results import Results
+from ode_detect.studies import kept
 from ode_detect.studies.dial import dial as dials
 from ode_detect.studies.dial.budget import Budget, BudgetError, turn
-from ode_detect.studies.dial.dial import Dial
+from ode_detect.studies.dial.output import write_choice
 from ode_detect.task import ConfigError
 
-ROOT = Path(__file__).resolve().parents[3]
-QUICKSTART = ROOT / "configs" / "quickstart.yaml"
+from .quickstart_dial import QUICKSTART, STEPS, open_dial
+
 Overrides = Callable[..., list[str]]
-STEPS = {"steps": [1, 2], "methods": ["euler"]}
-
-
-@pytest.fixture(autouse=True)
-def two_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Times of two pictures are enough where nothing is made of them."""
-    monkeypatch.setattr(dials, "PICTURES", 2)
-
-
-@pytest.fixture(scope="module")
-def trained(whole_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Overrides for a run whose folder holds a checkpoint."""
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    overrides = [*whole_run, "OUTPUT_DIR", str(folder), "SOLVER.DIAL.STATISTICS_BATCHES", "2", "TEST.EVAL_PERIOD", "0"]
-    # Small and few, since a network that knows nothing finds something everywhere.
-    overrides += ["INPUT.MIN_SIZE_TEST", "64", "MODEL.RPN.POST_NMS_TOPK_TEST", "30", "SOLVER.MAX_ITER", "4"]
-    run = runs.open_training(
-        load_config(QUICKSTART, overrides), command="train", config_file=str(QUICKSTART), resume=False
-    )
-    train.train(run, resume=False)
-    return overrides
-
-
-def open_dial(overrides: list[str], folder: Path, weights: str = "", *more: str) -> Dial:
-    cfg = load_config(QUICKSTART, [*overrides, *more])
-    return Dial(cfg, command="dial", config_file=str(QUICKSTART), weights=weights, folder=folder)
-
-
-@pytest.fixture(scope="module")
-def swept(trained: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
-    folder = tmp_path_factory.mktemp("dial") / "swept"
-    results, choice = turn(open_dial(trained, folder), **STEPS)
-    assert choice is None
-    return folder, results
 
 
 def no_evaluation(*arguments: Any) -> None:
     raise AssertionError("evaluated again")
-
-
-# --- contract ---
 
 
 def test_a_sweep_writes_numbers_and_a_plot(swept: tuple[Path, Results]) -> None:
@@ -124,28 +85,6 @@ def test_the_network_is_left_as_it_was(trained: list[str], tmp_path: Path) -> No
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
-
-
-def test_a_choice_is_a_config_that_gives_the_same_numbers(swept: tuple[Path, Results], trained: list[str]) -> None:
-    folder, _ = swept
-    results, choice = turn(open_dial(trained, folder), **STEPS, budget=Budget(loss=1.0))
-    assert choice is not None
-    row = next(row for row in results.rows if row.name == choice.setting.name)
-    assert {"euler_1-2-2", "euler_2-1-2", "euler_2-2-1"} <= {row.name for row in results.rows}
-    cfg = load_config(choice.path)
-    trained_weights = str(Path(load_config(QUICKSTART, trained).OUTPUT_DIR) / "model_final.pth")
-    expected = trained_weights if row.name == "euler_2" else str(folder / f"{row.name}.pth")
-    assert expected == cfg.MODEL.WEIGHTS
-    assert torch.load(expected, weights_only=True)["categories"] == [{"id": 1, "name": "square"}]
-    run = runs.open_evaluation(cfg, command="x", config_file=str(choice.path))
-    (evaluated,) = train.evaluate_only(run).rows
-    assert evaluated.metrics == row.metrics
-    assert evaluated.cost["evaluations"] == row.cost["evaluations"]
-    claim, *_ = choice.path.read_text().splitlines()
-    assert claim.startswith(f"# {row.name}: AP50 ")
-    assert f"; {torch.get_num_threads()} threads of {results.machine['cpu']}; " in claim
-    assert f"picked on squares itself among {len(results.rows)} settings: not an independent estimate" in claim
-    assert (folder / f"{row.name}.yaml").read_text() == choice.path.read_text()
 
 
 def test_a_budget_that_is_not_met_leaves_the_sweep(trained: list[str], tmp_path: Path) -> None:
@@ -231,7 +170,7 @@ def test_another_network_is_not_mixed_in(swept: tuple[Path, Results], trained: l
 def test_numbers_of_another_commit_are_not_mixed_in(
     swept: tuple[Path, Results], trained: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(provenances, "commit", lambda: "another")
+    monkeypatch.setattr(kept, "commit", lambda: "another")
     with pytest.raises(ConfigError, match=r"the dial of another commit, .* Give another --output"):
         open_dial(trained, swept[0])
 
@@ -259,32 +198,6 @@ def test_an_optimised_network_is_not_what_is_measured(trained: list[str], tmp_pa
         open_dial(trained, tmp_path, "", "MODEL.OPTIMIZE_FOR_INFERENCE", "True")
 
 
-def test_statistics_that_cannot_be_estimated_are_told(
-    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(model: torch.nn.Module, batches: Any) -> int:
-        if any(block.solver.steps == 1 for block in flows_of(model).values()):
-            raise StatisticsError("not finite")
-        return estimate_statistics(model, batches)
-
-    monkeypatch.setattr(dials, "estimate_statistics", fail)
-    results, _ = turn(open_dial(trained, tmp_path), steps=[1, 3], methods=["euler"])
-    assert "batches of 2, but for euler_1: not finite, so those of the full steps; " in in_words(results.protocol)
-    again, _ = turn(open_dial(trained, tmp_path), steps=[3], methods=["euler"])
-    assert "but for euler_1:" in in_words(again.protocol)
-
-
-def test_data_that_fails_is_not_taken_for_statistics(
-    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(model: torch.nn.Module, batches: Any) -> int:
-        raise DatasetError("a picture is not there")
-
-    monkeypatch.setattr(dials, "estimate_statistics", fail)
-    with pytest.raises(DatasetError, match="not there"):
-        turn(open_dial(trained, tmp_path), **STEPS)
-
-
 def test_steps_and_tolerances_of_torchdiffeq_are_kept(trained: list[str], tmp_path: Path) -> None:
     more = ("MODEL.ODE.RTOL", "0.125", "MODEL.ODE.MAX_EVALUATIONS", "77", "SOLVER.DIAL.STATISTICS_BATCHES", "0")
     dial = open_dial(trained, tmp_path, "", *more)
@@ -296,7 +209,7 @@ def test_steps_and_tolerances_of_torchdiffeq_are_kept(trained: list[str], tmp_pa
     dial.evaluate(settings[2])
     again = open_dial(trained, tmp_path, "", *more)
     assert again.measured[names[2]].setting == settings[2]
-    path = again.write_choice(settings[2], "a claim")
+    path = write_choice(again, settings[2], "a claim")
     model = build_network(load_config(path))
     assert [block.solver for block in flows_of(model).values()] == [solver for _, solver in settings[2].solvers]
 
