@@ -1,4 +1,7 @@
-"""Flows: residual stages as ordinary differential equations that are solved. Needs torch and torchdiffeq only."""
+"""Neural ODEs as layers: vector fields, solvers and gradients, and what is done with trained ones.
+
+Needs torch and torchdiffeq only.
+"""
 
 from ode_detect.ode.certification.flow import certify_flow
 from ode_detect.ode.certification.gradients import certify_gradients

@@ -1,4 +1,4 @@
-"""Adaptive solvers, as values, and which methods there are."""
+"""Adaptive solvers: a frozen value that names a method of torchdiffeq, and the list of its methods."""
 
 from __future__ import annotations
 
@@ -38,7 +38,6 @@ class Adaptive:
     steps: int = 16
 
     def __post_init__(self) -> None:
-
         check_name(self.method, adaptive_methods(), "method of torchdiffeq")
         if not (self.rtol > 0 and self.atol > 0):
             raise ValueError(f"tolerances must be above 0, not rtol={self.rtol}, atol={self.atol}; try 1e-3 and 1e-4.")
@@ -47,14 +46,12 @@ class Adaptive:
 
 
 Solver = FixedStep | Adaptive
-
-
-# Before the names of our methods, where torchdiffeq lists its solvers.
+# The prefix of our own methods where torchdiffeq lists its solvers.
 OURS = "ode_detect_"
 
 
 def adaptive_methods() -> list[str]:
-    """Methods of the installed torchdiffeq."""
+    """Return the names of the methods of the installed torchdiffeq."""
     return [name for name in SOLVERS if not name.startswith(OURS)]
 
 

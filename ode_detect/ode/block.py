@@ -1,4 +1,4 @@
-"""`ODEBlock`: a vector field, a solver and a gradient make a layer."""
+"""`ODEBlock`: a layer made of a vector field, a solver and a way to the gradient."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class ODEBlock(Lasting):
         super().__setattr__(name, make_gradient(value) if name == "gradient" else value)
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """What ``torch.jit.script`` asks for."""
+        """Refuse ``torch.jit.script``, which calls this first."""
         raise TypeError(
             "torch.jit.script reads the source of a network, and a solver is Python that it cannot read; the network "
             f"has the flow {self.name!r}, in no backbone of ours, which know the shape of its state. Write it by "
@@ -99,7 +99,7 @@ class ODEBlock(Lasting):
         )
 
     def forward(self, h: Tensor) -> Tensor:
-        """Solve.
+        """Return the state at the end of time.
 
         Args:
             h: the state, shape (N, C, H, W), any floating or complex dtype, device and memory format.
@@ -141,7 +141,7 @@ class ODEBlock(Lasting):
         return f"solver={self.solver}, gradient={self.gradient}, duration={self.duration:g}"
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy belongs to nobody who is recording the original, and has a field of its own to plan for.
+        # A copy is not recorded with the original, and has a field of its own to plan for.
         return {**self.__dict__, "observers": {}, "_plans": {}}
 
     def _solve(self, h: Tensor, tally: Tally | None) -> Tensor:
@@ -215,7 +215,7 @@ class ODEBlock(Lasting):
 
 
 def _mistake(field: nn.Module, h: Tensor, block: str, error: Exception) -> Exception | None:
-    """What is wrong with a field, or with its state, if that is why it could not be evaluated."""
+    """Return an error that names the mistake in a field or its state; None if that is not why the evaluation failed."""
     if isinstance(error, TypeError):
         try:
             inspect.signature(field.forward).bind(0.0, h)
@@ -236,7 +236,7 @@ def _mistake(field: nn.Module, h: Tensor, block: str, error: Exception) -> Excep
 
 @torch.no_grad()
 def _misfit(field: nn.Module, h: Tensor, block: str) -> ValueError | None:
-    """What is wrong with the shape of dh/dt, which torchdiffeq adds to the state."""
+    """Return the error of a dh/dt of the wrong shape, which torchdiffeq cannot add to the state; None if it fits."""
     try:
         with without_trace(field, h):
             slope = field(0.0, h.detach())

@@ -181,7 +181,7 @@ def solver_override(
 
 @contextmanager
 def solved_by(model: nn.Module, solvers: Mapping[str, Solver]) -> Iterator[None]:
-    """As `solver_override`, with the solver of each flow by its path, as `chosen_solvers` returns them."""
+    """Solve flows by these solvers, by path as `chosen_solvers` returns them, until the context ends."""
     flows = flows_of(model)
     before = {path: flows[path].solver for path in solvers}
     try:
@@ -213,7 +213,7 @@ def changed_solver(
     max_evaluations: int | None = None,
     block: str = "the flow",
 ) -> Solver:
-    """The solver with another number of steps or another method.
+    """Return the solver with another number of steps or another method.
 
     Args:
         solver: the one to begin with; it gives projection, tolerances, and what is None here.

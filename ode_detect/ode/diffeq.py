@@ -1,4 +1,4 @@
-"""torchdiffeq: adaptive methods and the continuous adjoint, with failures told as `SolveError`."""
+"""Solve by torchdiffeq: adaptive methods and the continuous adjoint, with failures raised as `SolveError`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def solve(
     adjoint: Adjoint | None = None,
     wrap: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] | None = None,
 ) -> Tensor:
-    """The state at time ``duration``, by torchdiffeq; solved in float32 or float64, and given back in h's dtype.
+    """Return the state at time ``duration``, by torchdiffeq; solved in float32 or float64, in the dtype of ``h``.
 
     The field is evaluated in h's dtype. A complex state is solved as its real and imaginary parts. A field in pieces is
     solved piece by piece: no error estimate sees a jump. A fixed number of steps is spread over the pieces, at least
@@ -83,7 +83,7 @@ def solve(
 
 
 def plain_odeint(field: nn.Module, h: Tensor, *, method: str, steps: int, duration: float) -> Tensor:
-    """The state at time ``duration`` by torchdiffeq alone, called as its user would: what our own loop is measured by.
+    """Return the state at time ``duration`` by torchdiffeq alone, called as its user would: a baseline for our loop.
 
     Args:
         field: the vector field.
@@ -227,18 +227,18 @@ class _Watched:
         return slope
 
     def restart(self, unchanged: Unchanged) -> None:
-        """A backward pass of the adjoint begins; a graph that is kept may have seen one already."""
+        """Begin a backward pass of the adjoint; a graph that is kept may have seen one already."""
         check_differentiated_once()
         unchanged.check()
         self._spent["backward"] = 0
 
     def reached(self, states: Tensor, times: Tensor) -> None:
-        """See that there is a state at each time: SciPy's solver gives back fewer when it fails."""
+        """Check that there is a state at each time: SciPy's solver returns fewer when it fails."""
         if len(states) < len(times):
             raise self._error(StepUnderflowError, times[len(states) - 1], "the last step")
 
     def _begin(self, t: Tensor, h: Tensor | Sequence[Tensor], dt: Tensor) -> None:
-        """See a step that torchdiffeq would only assert about. The state of an adjoint is a sequence."""
+        """Check a step that torchdiffeq would only assert about. The state of an adjoint is a sequence."""
         parts = [h] if isinstance(h, Tensor) else h
         moves, finite = bool(t + dt != t), all(bool(torch.isfinite(part).all()) for part in parts)
         if moves and finite:

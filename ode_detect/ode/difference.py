@@ -59,7 +59,7 @@ def difference(expected: Sequence[Tensor | None], given: Sequence[Tensor | None]
 
 
 def ratio(part: float, whole: float) -> float:
-    """``part`` as a share of ``whole``; nothing is no share even of nothing."""
+    """Return ``part`` as a share of ``whole``: 0 for a part of 0, also of a whole of 0."""
     return 0.0 if part == 0 else part / whole if whole > 0 else math.inf
 
 

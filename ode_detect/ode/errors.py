@@ -1,4 +1,4 @@
-"""What a failed solve says: which block, when, at which step, after how many evaluations, and what to try."""
+"""Errors of a solve, which name the block, the time, the step and the evaluations, and say what to try."""
 
 from __future__ import annotations
 

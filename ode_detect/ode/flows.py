@@ -1,4 +1,4 @@
-"""The flows of a model, by name."""
+"""The flows of a model: listing them, and finding one by its name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .names import check_name
 
 
 def flows_of(model: nn.Module) -> dict[str, ODEBlock]:
-    """The flows of a model by their path in it, in the order of the model.
+    """Return the flows of a model by their path in it, in the order of the model.
 
     Raises:
         ValueError: there is none.
@@ -25,7 +25,7 @@ def flows_of(model: nn.Module) -> dict[str, ODEBlock]:
 
 
 def find_flow(flows: Mapping[str, ODEBlock], name: str) -> str:
-    """The path of the flow that a user means.
+    """Return the path of the flow that a name means.
 
     Args:
         flows: what `flows_of` gave.
@@ -43,7 +43,7 @@ def find_flow(flows: Mapping[str, ODEBlock], name: str) -> str:
 
 
 def flow_names(flows: Mapping[str, ODEBlock]) -> dict[str, str]:
-    """What to call each flow, by path: the block's own name, or the path where that name is not its alone."""
+    """Return a name for each flow, by path: the block's own, or the path where other blocks have that name too."""
     names = [block.name for block in flows.values()]
     unnamed = "ODEBlock"  # what a block is called that was given no name
     return {

@@ -1,4 +1,4 @@
-"""How the gradient of a flow is paid for: a frozen value for each way, and the one function that solves with it.
+"""Ways to the gradient of a flow, each a frozen value with its own cost in memory and evaluations.
 
 - `Backprop` keeps every intermediate result: fastest, memory grows with the steps.
 - `Checkpoint` keeps states and recomputes the rest: exact, memory down to that of a given number of states.
@@ -34,7 +34,7 @@ class Checkpoint:
 
     - ``every=k``: the state at the start of every k-th step, N / k states rounded up. The k steps from each are taken
       again together, with all that `Backprop` keeps of k steps: N more steps in all, whatever k.
-    - ``states=s``: at most s states at any time, the input among them, beside the one being advanced and what
+    - ``states=s``: at most s states at any time, the input among them, besides the one being advanced and what
       `Backprop` keeps of one step. Steps are taken again as often as needed, as rarely as possible:
       `schedules.evaluations_to_reverse` (N, s) of them, N if s >= N. Sums over evaluations of a step are rounded in
       another order than by `Backprop`; with Euler's method the gradients are the same bits.
@@ -155,7 +155,7 @@ GRADIENTS: dict[str, type[Backprop] | type[Checkpoint] | type[Reversible] | type
 
 
 def make_gradient(gradient: str | Gradient, memory_budget: int | None = None) -> Gradient:
-    """A gradient by name, or as it is.
+    """Return a gradient by its name, or a value as it is.
 
     Args:
         gradient: the name or the value.
@@ -178,7 +178,7 @@ def make_gradient(gradient: str | Gradient, memory_budget: int | None = None) ->
 
 
 def check_solvable(gradient: Gradient, solver: Solver, block: str, *, gradient_needed: bool = True) -> None:
-    """See that a solver can be differentiated in this way.
+    """Check that a solver can be differentiated in this way.
 
     Raises:
         ValueError: it cannot; the message says what to do.
@@ -202,7 +202,7 @@ def check_solvable(gradient: Gradient, solver: Solver, block: str, *, gradient_n
 
 
 def scheme_for(gradient: Gradient, solver: Solver | None = None) -> Gradient:
-    """The gradient for solves whose gradient does not matter: only `Reversible` has a say in the solution.
+    """Return the gradient for solves whose gradient does not matter: of all, only `Reversible` changes the solution.
 
     Args:
         gradient: the one of the block.

@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 class KeptBytes:
-    """Sees, while it is entered, what autograd saves in this thread, and counts what of it is still held.
+    """A context that counts the bytes which autograd saves in this thread and still holds.
 
     Each storage counts once, and in full. What a custom function keeps other than by ``save_for_backward`` is not seen.
 
@@ -37,7 +37,7 @@ class KeptBytes:
         >>> kept.bytes
 
     Args:
-        without: tensors that do not count, such as parameters and the input, which somebody holds anyway.
+        without: tensors that do not count, such as parameters and the input, which are held anyway.
     """
 
     def __init__(self, without: Iterable[Tensor] = ()) -> None:
@@ -47,7 +47,7 @@ class KeptBytes:
 
     @property
     def bytes(self) -> int:
-        """What is held now. Graphs that are gone hold nothing, so keep the output for as long as you ask."""
+        """The bytes that are held now. A graph that is freed holds nothing, so keep the output until you read this."""
         storages = {_storage(saved.tensor): saved.tensor.untyped_storage().nbytes() for saved in self._saved}
         return sum(size for storage, size in storages.items() if storage not in self._without)
 
@@ -69,7 +69,7 @@ class KeptBytes:
 
 
 class _Saved:
-    """What autograd holds instead of a tensor. It is gone when the graph is."""
+    """What autograd holds instead of a tensor. It is freed with the graph."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor.detach()  # An output that held itself would never be freed.
@@ -92,7 +92,7 @@ def _storage(tensor: Tensor) -> int:
 
 
 def bytes_kept(run: Callable[[], object], *, without: Iterable[Tensor] = ()) -> int:
-    """Bytes that a forward pass keeps for its backward pass.
+    """Return the bytes that a forward pass keeps for its backward pass.
 
     Args:
         run: runs the forward pass and returns its output, which has the graph.
@@ -106,13 +106,13 @@ def bytes_kept(run: Callable[[], object], *, without: Iterable[Tensor] = ()) -> 
 
 
 def is_watched() -> bool:
-    """Whether somebody is looking at what autograd saves; only the last to come would see it."""
+    """Whether hooks already watch what autograd saves; only the hooks entered last would see it."""
     return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one way to a gradient is predicted to cost.
+    """The predicted cost of one way to a gradient.
 
     Attributes:
         gradient: the way.
@@ -135,8 +135,8 @@ class MemoryReport:
         budget: bytes that the flow may hold for its backward pass.
         predictions: of each way, the fastest first.
         chosen: the fastest whose peak is within the budget; if there is none, the one with the smallest peak.
-        measured: bytes that the forward pass kept, in the first solve of this kind; None before it, or if somebody
-            else (`KeptBytes`, ``save_on_cpu``) was already looking at what autograd saves.
+        measured: bytes that the forward pass kept, in the first solve of this kind; None before it, or if other
+            hooks (`KeptBytes`, ``save_on_cpu``) already watched what autograd saves.
     """
 
     budget: int
@@ -261,7 +261,7 @@ class _StepCost:
     def few(self, states: int) -> Prediction:
         evaluations = evaluations_to_reverse(self.steps, states) * self.stages
         kept = self.copy + (len(places_kept(0, self.steps + 1, states)) - 1) * self.state
-        # In the backward pass all states may be kept, and one be advanced beside them.
+        # In the backward pass all states may be kept while one more is advanced.
         held = self.copy + min(states, self.steps - 1) * self.state
         return Prediction(Checkpoint(states=states), kept, held + self._graph(1), evaluations)
 

@@ -1,4 +1,4 @@
-"""Looking up a name that a user wrote."""
+"""Check a name that a user wrote against the known names."""
 
 from __future__ import annotations
 

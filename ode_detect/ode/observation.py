@@ -1,4 +1,4 @@
-"""Watching a model run, without a trace once it is over."""
+"""Contexts that watch a model run and leave it as it was."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Call = tuple[tuple[Any, ...], Any]
 
 @contextmanager
 def calls_seen(module: nn.Module) -> Iterator[list[Call]]:
-    """Remember each call of a module, as (positional arguments, output), until the context ends."""
+    """Collect the calls of a module, as (positional arguments, output), until the context ends."""
     calls: list[Call] = []
 
     def see(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:

@@ -57,7 +57,7 @@ class PiecewiseConstant(Lasting):
         return self.pieces[self.index(t)](t, h)
 
     def index(self, t: float | Tensor) -> int:
-        """Which piece acts at time ``t``: k from its start, the k-th of K equal parts of the time, on."""
+        """Return the number of the piece that acts at time ``t``: k from the start of the k-th of K equal parts on."""
         time, last = _as_float(t), len(self.pieces) - 1
         guess = min(int(time * len(self.pieces) / self.duration), last)
         # The quotient is rounded, and a step that starts with a piece must see that piece.
@@ -66,7 +66,7 @@ class PiecewiseConstant(Lasting):
         return guess - 1 if guess > 0 and time < self._start(guess, t) else guess
 
     def segments(self) -> Iterator[tuple[nn.Module, float, float]]:
-        """The smooth parts, as (field, start, end): what a solver that cannot see a jump is run on, part by part."""
+        """Yield the parts that are smooth in time, as (field, start, end), for solvers that cannot cross a jump."""
         for index, piece in enumerate(self.pieces):
             yield piece, self._start(index, 0.0), self._start(index + 1, 0.0)
 

@@ -1,4 +1,4 @@
-"""Layers that draw at random: a field with one is no function, and evaluated again it gives another value."""
+"""Layers that draw at random (dropout, stochastic depth): with one, a field gives another value each time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _KNOWN = ("torch.nn.", __name__.partition(".")[0] + ".")
 
 
 def random_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module, float]]:
-    """The layers that draw at random in training, as (name, layer, how much: the share that is dropped, mostly)."""
+    """Yield the layers that draw at random in training, as (name, layer, the share that is dropped or drawn)."""
     for name, layer in module.named_modules():
         share = _share(layer)
         if share > 0:

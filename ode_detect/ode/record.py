@@ -1,4 +1,4 @@
-"""What a solve costs: evaluations, steps, multiply-adds and time, per block, for the caller who asked."""
+"""A record of what solves cost, per block: evaluations, steps, multiply-adds and time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Solving dh/dt = f(t, h) with a solver, and a gradient that is paid for as asked."""
+"""Solve dh/dt = f(t, h) with a given solver and a given way to the gradient."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .tally import Tally
 def solve(
     field: nn.Module, h: Tensor, *, solver: Solver, gradient: Gradient, duration: float, tally: Tally | None, block: str
 ) -> Tensor:
-    """The state at time ``duration``.
+    """Return the state at time ``duration``.
 
     Args:
         field: the vector field.
@@ -30,7 +30,7 @@ def solve(
         solver: how to integrate.
         gradient: how to differentiate; not `Auto`, but what it chose.
         duration: the end of time.
-        tally: counts evaluations and steps; None where nobody wants to know and the solver needs no count.
+        tally: counts evaluations and steps; None where nothing is recorded and the solver needs no count.
         block: name for error messages.
 
     Raises:
@@ -56,7 +56,7 @@ def solve(
 def states(
     evaluate: Evaluate, h: Tensor, *, solver: FixedStep, gradient: Gradient, duration: float
 ) -> Iterator[Tensor]:
-    """The state after each step, in a loop that keeps what autograd keeps.
+    """Yield the state after each step, in a plain loop: autograd keeps all intermediate results.
 
     The state of a half-precision input is in float32, and that of a reversible solve in float64; the field is evaluated
     in the precision of the input.
@@ -113,7 +113,7 @@ def _keeps_everything(gradient: Gradient) -> bool:
 
 
 def in_precision_of_state(evaluate: Evaluate, h: Tensor, gradient: Gradient) -> tuple[Evaluate, Tensor]:
-    """The field and the state in the precisions in which a fixed-step solve uses them."""
+    """Return the field and the state in the precisions in which a fixed-step solve uses them."""
     if isinstance(gradient, Reversible):
         return partial(_in_precision, evaluate, h.dtype), in_precision_of_pair(h)
     if h.dtype in (torch.bfloat16, torch.float16):

@@ -1,7 +1,7 @@
 """Solvers: frozen values that say how to integrate dh/dt = f(t, h).
 
-`FixedStep` is our own loop over an explicit Runge-Kutta method. `Adaptive` names a method of torchdiffeq, which runs it
-(see `ode_detect.ode.diffeq`).
+`FixedStep` is our own loop over an explicit Runge-Kutta method. `adaptive.Adaptive` names a method of torchdiffeq, and
+`ode_detect.ode.diffeq` solves by it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ TABLEAUS = {
         order=4,
     ),
 }
-# In place: the state after a step is a fresh tensor, which nobody else holds.
+# In place: the state after a step is a fresh tensor, which nothing else holds.
 PROJECTIONS: dict[str, Callable[[Tensor], Tensor] | None] = {"none": None, "relu": F.relu_}
 
 
@@ -103,7 +103,7 @@ class FixedStep:
 
 
 def grid_point(duration: float, index: int, count: int) -> float:
-    """The end of part ``index`` of ``count`` equal parts of the time.
+    """Return the end of part ``index`` of ``count`` equal parts of the time.
 
     Equal fractions give equal bits (2 of 8 and 1 of 4), so that a step which starts with a piece starts exactly there.
     """
@@ -112,7 +112,7 @@ def grid_point(duration: float, index: int, count: int) -> float:
 
 
 def runge_kutta_step(evaluate: Evaluate, tableau: Tableau, start: float, end: float, h: Tensor) -> Tensor:
-    """The state after one explicit Runge-Kutta step, without projection.
+    """Return the state after one explicit Runge-Kutta step, without projection.
 
     Args:
         evaluate: the field, (t, h) -> dh/dt.
@@ -125,7 +125,7 @@ def runge_kutta_step(evaluate: Evaluate, tableau: Tableau, start: float, end: fl
 
 
 def slopes_of_step(evaluate: Evaluate, tableau: Tableau, start: float, end: float, h: Tensor) -> list[Tensor]:
-    """The stages of one explicit Runge-Kutta step from ``h`` at ``start``; ``end`` may lie before ``start``."""
+    """Return the stages of one explicit Runge-Kutta step from ``h`` at ``start``; ``end`` may lie before ``start``."""
     size, last = end - start, max(start, end) * _JUST_BEFORE
     slopes: list[Tensor] = []
     for weights, c in zip(tableau.a, tableau.c, strict=True):

@@ -1,4 +1,4 @@
-"""Statistics of BatchNorm layers that belong to the solver that a model runs with."""
+"""Running statistics of BatchNorm layers, which have to fit the solver that a model runs with."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class StatisticsError(ValueError):
 
 
 def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
-    """The layers with running statistics, by path; a frozen BatchNorm has none that run."""
+    """Return the layers with running statistics, by path; a frozen BatchNorm is none of them."""
     return {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
 
 
@@ -75,7 +75,7 @@ def estimate_statistics(model: nn.Module, batches: Iterable[Any]) -> int:
 
 @contextmanager
 def statistics_kept(model: nn.Module) -> Iterator[None]:
-    """Let no BatchNorm update its running statistics; in training mode it normalises by the batch as ever."""
+    """Until the context ends, no BatchNorm updates its running statistics; in training it normalises by the batch."""
     norms = list(batch_norms(model).values())
     before = [(norm.track_running_stats, norm.momentum) for norm in norms]
     for norm in norms:

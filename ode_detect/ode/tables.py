@@ -1,4 +1,4 @@
-"""Tables of text, as reports print them."""
+"""Plain-text tables for the reports of this package."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 def table(
     head: Sequence[str], rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,), total: Sequence[str] = ()
 ) -> str:
-    """Aligned columns under a head, with a line below it.
+    """Return aligned columns under a head, with a line below it.
 
     Args:
         head: the names of the columns.

@@ -23,7 +23,7 @@ class BlockRecord:
         solves: calls of the block.
         forward_evaluations: evaluations of the field in those calls.
         backward_evaluations: evaluations in their backward passes: recomputed (checkpoint) or of the adjoint.
-        accepted: steps taken. SciPy's solver does not tell and counts as 0.
+        accepted: steps taken; 0 for SciPy's solver, which does not report them.
         rejected: steps that an adaptive method tried and threw away.
         macs: multiply-adds of the forward evaluations (convolutions and matrix products).
         forward_seconds: time in the block.
@@ -41,7 +41,7 @@ class BlockRecord:
 
 
 class Observer:
-    """Sees the solves of one block in one thread and writes them down."""
+    """Writes the solves of one block in one thread into its record."""
 
     def __init__(self, record: BlockRecord, measure: bool) -> None:
         self.record = record
@@ -59,10 +59,12 @@ class Observer:
 
 
 class Tally:
-    """Counts of one solve, told to all observers of the block. Evaluations after `finish` belong to the backward pass.
+    """Counts of one solve, passed on to all observers of the block.
+
+    Evaluations after `finish` belong to the backward pass.
 
     Args:
-        observers: who wants to know; may be empty, since a failed solve tells its evaluations too.
+        observers: those that record the block; may be empty, since an error states the evaluations too.
     """
 
     def __init__(self, observers: list[Observer]) -> None:
@@ -74,11 +76,11 @@ class Tally:
 
     @property
     def phase(self) -> str:
-        """Where the solve is: "forward", or "backward" once the forward solve is over."""
+        """The pass that evaluations belong to: "forward", or "backward" once the forward solve is over."""
         return "backward" if self._backward else "forward"
 
     def count(self, evaluate: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """The same function, counted."""
+        """Return the same function, whose calls are counted."""
 
         def counted(t: Any, h: Tensor) -> Tensor:
             self.evaluations += 1
@@ -92,13 +94,13 @@ class Tally:
         return counted
 
     def steps(self, *, accepted: int = 0, rejected: int = 0) -> None:
-        """Steps were taken or thrown away."""
+        """Count steps that were taken, or tried and thrown away."""
         for record in self._records:
             record.accepted += accepted
             record.rejected += rejected
 
     def start(self, vector_field: nn.Module, h: Tensor) -> Tensor:
-        """The solve starts; returns the state to start from."""
+        """Begin the solve, and return the state to start from."""
         if self._measuring:
             self._macs = [observer.macs_per_evaluation(vector_field, h) for observer in self._measuring]
             if h.requires_grad and torch.is_grad_enabled():
@@ -108,7 +110,7 @@ class Tally:
         return h
 
     def finish(self, h: Tensor) -> None:
-        """The forward solve is over."""
+        """End the forward solve."""
         self._backward = True
         for record in self._records:
             record.solves += 1
@@ -148,7 +150,7 @@ class MultiplyAdds(TorchDispatchMode):
 
 
 def now(device: torch.device) -> float:
-    """Seconds, when the device has done all that it was given."""
+    """Return the time in seconds, once the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

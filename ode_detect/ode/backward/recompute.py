@@ -26,7 +26,7 @@ Surroundings = Callable[[], AbstractContextManager[None]]
 
 
 def recomputing(field: nn.Module) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """What makes a function keep its arguments only, and be called again in the backward pass.
+    """Return a wrapper: a function in it keeps its arguments only, and is called again in the backward pass.
 
     Args:
         field: what such functions evaluate. Its running statistics are those of the first call, and what it draws at
@@ -41,7 +41,7 @@ def recomputing(field: nn.Module) -> Callable[[Callable[..., Tensor]], Callable[
 
 
 def solve_from_every(field: nn.Module, step: Step, grid: Grid, h: Tensor, every: int) -> Tensor:
-    """The state after all steps; every ``every``-th is kept, and the steps from it are taken again together."""
+    """Return the state after all steps; every ``every``-th is kept, and the steps from it are taken again together."""
     again = recomputing(field)
     for first in range(0, len(grid), every):
         h = again(functools.partial(_take, step, grid[first : first + every]))(h)
@@ -56,7 +56,7 @@ def _take(step: Step, grid: Grid, h: Tensor) -> Tensor:
 
 @torch.compiler.disable
 def solve_from_few(field: nn.Module, step: Step, grid: Grid, h: Tensor, states: int) -> Tensor:
-    """The state after all steps; at most ``states`` states are kept at any time, by the binomial schedule."""
+    """Return the state after all steps; at most ``states`` states are kept at any time, by the binomial schedule."""
     if draws_masks(field):
         raise ValueError(
             f"Checkpoint(states={states}) evaluates the field several times, and its dropout would draw other masks "
@@ -66,7 +66,7 @@ def solve_from_few(field: nn.Module, step: Step, grid: Grid, h: Tensor, states: 
 
 
 def trained(field: nn.Module) -> list[nn.Parameter]:
-    """The parameters that need a gradient."""
+    """Return the parameters that need a gradient."""
     return [p for p in field.parameters() if p.requires_grad]
 
 
@@ -165,13 +165,13 @@ class Totals:
         elif index in self._ours:
             total.add_(grad)
         else:
-            # The first gradient may be somebody else's tensor too (that of an addition is the output's).
+            # The first gradient may be a tensor that others hold (that of an addition is the output's).
             self.gradients[index] = total + grad
             self._ours.add(index)
 
 
 class Unchanged:
-    """The tensors of a field, as they are now: an evaluation in the backward pass is to find them so.
+    """The tensors of a field as they are now, for a check that its evaluation in the backward pass finds them so.
 
     Running statistics of layers in training mode do not count: no evaluation reads them.
 
@@ -230,7 +230,7 @@ def _changed(what: str) -> str:
 
 
 def surroundings_of(field: nn.Module, h: Tensor) -> Surroundings:
-    """What an evaluation in the backward pass is to find as it was: weights, autocast, statistics left alone.
+    """Return a context for evaluations in the backward pass: weights checked, autocast restored, statistics left alone.
 
     To enter it raises a `GradientError` where weights were changed, or where a gradient of the gradient is asked for.
     """
@@ -255,7 +255,7 @@ def surroundings_of(field: nn.Module, h: Tensor) -> Surroundings:
 
 
 def summing_in_float32(h: Tensor) -> AbstractContextManager[Any]:
-    """Autocast as it is, without its cache of weights in half precision.
+    """Return a context with autocast as it is, but without its cache of weights in half precision.
 
     The evaluations of a solve share what is in the cache, and would add up their gradients there, in 8 bits: with 256
     steps through one field the sum was 10 % off.

@@ -42,7 +42,7 @@ def in_precision_of_pair(h: Tensor) -> Tensor:
 def coupled(
     slopes: Slopes, tableau: Tableau, grid: Grid, coupling: float, h: Tensor
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The y after each step, with the z that it was advanced by.
+    """Yield the y after each step, with the z that it was advanced by.
 
     Args:
         slopes: the stages of one step of the method, (start, end, x) -> dx/dt at each; end may lie before start.
@@ -66,7 +66,7 @@ def coupled(
 def solve_reversibly(
     field: nn.Module, slopes: Slopes, tableau: Tableau, grid: Grid, coupling: float, h: Tensor
 ) -> Tensor:
-    """The last y; the last pair is all that is kept for the backward pass. Arguments as for `coupled`."""
+    """Return the last y; only the last pair is kept for the backward pass. Arguments as for `coupled`."""
     if draws_masks(field):
         raise ValueError(
             "a reversible solve is run backwards by evaluating its field again, and dropout would draw other masks. "

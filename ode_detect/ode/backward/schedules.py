@@ -1,7 +1,7 @@
 """The binomial schedule: how to reverse many steps from few kept states with the fewest steps taken again.
 
 A chain of steps is reversed from its last to its first. Reversing a step needs the state before it. At most a given
-number of states is kept at any time, the first among them, beside the one that is being advanced.
+number of states is kept at any time, the first among them, besides the one that is being advanced.
 
 Source: Griewank and Walther 2000, "Algorithm 799: revolve", section 2.
 """
@@ -12,7 +12,7 @@ from math import comb
 
 
 def fewest_steps(length: int, states: int) -> int:
-    """Steps to take, beside those that are reversed, so that ``length`` steps can be reversed.
+    """Return the number of steps to take, besides those that are reversed, so that ``length`` steps can be reversed.
 
     It is r * length - C(states + r, states + 1), with r the smallest number for which length <= C(states + r, states).
 
@@ -25,7 +25,7 @@ def fewest_steps(length: int, states: int) -> int:
 
 
 def next_kept(length: int, states: int) -> int:
-    """How many of ``length`` steps to take from a kept state until the next state is kept.
+    """Return how many of ``length`` steps to take from a kept state until the next state is kept.
 
     Args:
         length: number of steps to reverse, >= 2.
@@ -39,7 +39,7 @@ def next_kept(length: int, states: int) -> int:
 
 
 def places_kept(start: int, end: int, states: int) -> list[int]:
-    """Which states are kept on the way from ``start`` to the step that ends at ``end``, the state at ``start`` first.
+    """Return the numbers of the states that are kept from ``start`` to the step that ends at ``end``, ``start`` first.
 
     Args:
         start: number of the state to start from.
@@ -56,7 +56,7 @@ def places_kept(start: int, end: int, states: int) -> list[int]:
 
 
 def evaluations_to_reverse(steps: int, states: int) -> int:
-    """Steps taken in the backward pass of a solve of ``steps``, those that are differentiated included.
+    """Return the steps taken in the backward pass of a solve of ``steps``, those that are differentiated included.
 
     What follows the solve is one more step to reverse, the last of the chain: the solve ends before its backward pass.
     """

@@ -1,8 +1,8 @@
-"""Is a flow the solution of its differential equation, or a network tied to the steps that it was trained with?
+"""A certificate that a flow solves its differential equation, and is not tied to the steps it was trained with.
 
-The question of Ott et al. 2021, "ResNet after all? Neural ODEs and their numerical solution": a network is a flow if
-another solver with an equal or smaller numerical error gives the same result. Queiruga et al. 2020,
-"Continuous-in-Depth Neural Networks", ask for convergence at the order of the method besides. Both are measured here.
+This is the question of Ott et al. 2021, "ResNet after all? Neural ODEs and their numerical solution": a network is a
+flow if another solver with an equal or smaller numerical error gives the same result. Queiruga et al. 2020,
+"Continuous-in-Depth Neural Networks", ask also for convergence at the order of the method. Both are measured here.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ _ROUNDING = 1e-10
 
 @dataclass(frozen=True)
 class Change:
-    """What another solver changes. Norms are Euclidean, over all elements; a solve that fails changes by infinity.
+    """The change of a result under another solver.
+
+    Norms are Euclidean, over all elements; a solve that fails changes by infinity.
 
     Attributes:
         what: what was done to the solver.
@@ -118,7 +120,7 @@ class FlowReport:
 
 
 def certify_flow(block: ODEBlock, state: Tensor, *, tolerance: float = TOLERANCE) -> FlowReport:
-    """Say whether a block is a flow: halve and quarter its step, swap its method, observe its order.
+    """Return whether a block is a flow: halve and quarter its step, swap its method, observe its order.
 
     All is solved in float64 on a copy of the block in evaluation mode. The method is swapped for those of an equal or
     higher order at equal steps (rk4 for Kutta's 3/8 rule, which torchdiffeq brings): a coarser method would be blamed

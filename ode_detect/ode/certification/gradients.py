@@ -1,4 +1,4 @@
-"""Are the gradients of a flow right, in every mode?"""
+"""A certificate that the gradients of a flow are right in every mode, compared with float64 backpropagation."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ class _Trial:
         return self._backward(inputs, self._forward(gradient, inputs))
 
     def reference(self, gradient: Gradient) -> list[Tensor]:
-        """What plain backpropagation through the same scheme gives; computed once for each scheme."""
+        """Return the gradients by plain backpropagation through the same scheme; computed once for each scheme."""
         plain = dataclasses.replace(gradient, keep=True) if isinstance(gradient, Reversible) else Backprop()
         if plain not in self._references:
             self._references[plain] = self.gradients(plain)

@@ -1,4 +1,4 @@
-"""A certificate of a model's flows: are their gradients right, and are they flows at all?"""
+"""A certificate of all flows of a model: whether their gradients are right, and whether they are flows at all."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .gradients import GradientReport, certify_gradients
 
 @dataclass(frozen=True)
 class BlockReport:
-    """One flow of a model.
+    """The certificate of one flow of a model.
 
     Attributes:
         calls: how often the example reached it; at 0 there is nothing else.

@@ -1,4 +1,4 @@
-"""What a conversion did: which blocks became which flow, and by how much the two networks differ."""
+"""The certificate of a conversion: which blocks became which flow, and by how much the two networks differ."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Differences:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What a conversion did; ``str()`` is a table.
+    """The certificate of a conversion; ``str()`` is a table.
 
     Attributes:
         runs: the runs of blocks that became flows.
@@ -138,7 +138,7 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Pairing:
-    """What in one network stands for what in another.
+    """Which names in a converted network stand for which in the original.
 
     Attributes:
         tensors: name of a parameter or buffer in the converted network -> its name in the original; names that are not
@@ -246,7 +246,7 @@ def _between_states(original: Observation, converted: Observation, pairing: Pair
     largest = 0.0
     for after, before in pairing.states.items():
         a, b = original.states[before], converted.states[after]
-        # A block that stands in several places is called more often than a flow, and the outputs must tell of it.
+        # A block that stands in several places is called more often than a flow; a difference shows in the outputs.
         if len(a) == len(b) or not (a and b):
             largest = max(largest, _largest(a, b))
     return largest

@@ -134,10 +134,10 @@ def replace_runs(
 
 
 def to_resnet(ode_model: nn.Module) -> nn.Module:
-    """The discrete network whose blocks the flows of `to_ode` hold: the inverse of `to_ode`.
+    """Return the discrete network whose blocks the flows of `to_ode` hold: the inverse of `to_ode`.
 
     The names and the order of its state dict are the original's, and its bits too, but for what the flows learnt since.
-    Where a flow has got another number of pieces of one unit of time each, the layers of its sequence are counted anew
+    Where a flow has got another number of pieces of one unit of time each, the layers of its sequence are counted
     from 0. The solvers are not looked at: what comes back takes each piece in one full Euler step.
 
     Args:
@@ -168,7 +168,7 @@ def to_resnet(ode_model: nn.Module) -> nn.Module:
 
 
 def pairing_of(runs: Sequence[ConvertedRun], names: Sequence[str]) -> Pairing:
-    """What in a converted network stands for what in the original.
+    """Return which names in a converted network stand for which in the original.
 
     Args:
         runs: the runs that became flows.
@@ -206,7 +206,7 @@ class _Conversion:
             if isinstance(verdict, KeptBlock):
                 kept.append(verdict)
             if not isinstance(verdict, str):
-                # What is inside a block that was kept is not told once more.
+                # What is inside a block that was kept is not listed again.
                 self.within(child, _join(path, key), [] if isinstance(verdict, KeptBlock) else kept)
         self.runs += [_replace(parent, path, keys, end, self.gradient) for keys, end in _runs_of(verdicts)]
 
@@ -261,7 +261,7 @@ def _put_back(parent: nn.Sequential, path: str) -> None:
         parts.append((keys, blocks))
     named = all(keys for keys, _ in parts)
     modules = [module for _, group in parts for module in group]
-    # A run that grew or shrank since has no names of its own: then all are counted anew.
+    # A run that grew or shrank since has no names of its own: then all are counted from 0.
     names = [key for keys, _ in parts for key in keys] if named else [str(i) for i in range(len(modules))]
     parent._modules.clear()
     for name, module in zip(names, modules, strict=True):
@@ -298,7 +298,7 @@ def _measure(
     if not given:
         example, what = _random_batch(model)
     differences = Differences()
-    told: dict[str, list[str]] = {}
+    modes_of: dict[str, list[str]] = {}
     for training in (False, True):
         mode = "training" if training else "evaluation"
         try:
@@ -309,9 +309,9 @@ def _measure(
                     f"the network itself cannot be evaluated on {what} ({type(error).__name__}: {error}); give another."
                 ) from error
             differences |= _compare_flows(model, ode_model, runs, training)
-            told.setdefault(f"each flow alone on a random state, since the network does not take {what}", []).append(
-                mode
-            )
+            modes_of.setdefault(
+                f"each flow alone on a random state, since the network does not take {what}", []
+            ).append(mode)
             continue
         try:
             converted = Observation(ode_model, example, pairing.states.keys(), training=training)
@@ -322,8 +322,8 @@ def _measure(
                 f"{gradient!r} may not suit it; 'backprop' suits all."
             ) from error
         differences |= compare(original, converted, pairing)
-        told.setdefault(what, []).append(mode)
-    return differences, "; ".join(f"{where} ({' and '.join(modes)})" for where, modes in told.items())
+        modes_of.setdefault(what, []).append(mode)
+    return differences, "; ".join(f"{where} ({' and '.join(modes)})" for where, modes in modes_of.items())
 
 
 def _compare_flows(model: nn.Module, ode_model: nn.Module, runs: Sequence[ConvertedRun], training: bool) -> Differences:

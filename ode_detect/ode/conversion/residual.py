@@ -62,14 +62,14 @@ class ResidualBranch(nn.Module):
 
 
 def looks_residual(module: nn.Module) -> bool:
-    """Whether somebody who asks for a conversion would expect an answer about this module."""
+    """Whether a module looks like a residual block, so that a conversion should convert it or say why not."""
     shortcut = any(hasattr(module, name) for name in (*_SHORTCUTS, *_SUMS))
     named = any(word in type(module).__name__ for word in ("Block", "Bottleneck", "Residual"))
     return shortcut or named
 
 
 def branch_path(block: nn.Module) -> tuple[str, ...]:
-    """The layers of the branch of a residual block, by attribute name, in the order in which they are applied.
+    """Return the layers of the branch of a residual block, by attribute name, in the order in which they are applied.
 
     Raises:
         ConversionError: with the reason why the block has no such branch; the caller knows its name.
@@ -79,25 +79,25 @@ def branch_path(block: nn.Module) -> tuple[str, ...]:
     if any(getattr(block, name, True) is False for name in _SUMS):
         raise ConversionError("it has no shortcut")
     if hasattr(block, "use_res_connect"):
-        path, beside = [name for name in ("conv", "block") if name in layers], {"stochastic_depth"}
+        path, others = [name for name in ("conv", "block") if name in layers], {"stochastic_depth"}
     elif "conv_pwl" in layers:
-        path, beside = ["conv_pw", "bn1", "conv_dw", "bn2", "aa", "se", "conv_pwl", "bn3"], {"drop_path"}
+        path, others = ["conv_pw", "bn1", "conv_dw", "bn2", "aa", "se", "conv_pwl", "bn3"], {"drop_path"}
     elif _is_preactivation(block):
         raise ConversionError("it normalises before it convolves (pre-activation)")
     elif {"conv1", "conv2"} <= layers and ("bn1" in layers or hasattr(block.conv1, "norm")):
-        path, beside = _numbered_path(layers), {"relu", "act2", "act3", "drop_path", *_SHORTCUTS}
+        path, others = _numbered_path(layers), {"relu", "act2", "act3", "drop_path", *_SHORTCUTS}
     else:
         raise ConversionError("its layers are not those of a basic, bottleneck or inverted residual block")
     if not all(_is_identity(getattr(block, name, None)) for name in _SHORTCUTS):
         raise ConversionError("its shortcut is a layer of its own: it changes the shape")
-    unknown = layers - set(path) - beside
+    unknown = layers - set(path) - others
     if unknown or not path:
         raise ConversionError(f"it has layers that a residual block does not: {', '.join(sorted(unknown)) or 'none'}")
     return tuple(name for name in path if name == RELU or name in layers)
 
 
 def projection_of(block: nn.Module) -> str:
-    """What a residual block does after its sum: the name of a projection, "relu" or "none".
+    """Return what a residual block does after its sum: the name of a projection, "relu" or "none".
 
     The block is evaluated on a random state, in evaluation and in training mode, with its own and with random weights,
     and must be the sum of state and branch, bit for bit. It is not changed, and no random state is but torch's global

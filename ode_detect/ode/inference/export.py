@@ -29,7 +29,7 @@ class ExportError(ValueError):
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written and compared with the network; ``str()`` tells it.
+    """A file that was written and compared with the network; ``str()`` is a summary.
 
     Attributes:
         path: the file.

@@ -1,4 +1,4 @@
-"""Folding: a convolution and the frozen normalisation after it are one convolution."""
+"""Folding a frozen normalisation into the convolution before it, which then computes both."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _WITH_ACTIVATION = ("BatchNormAct2d", "FrozenBatchNormAct2d")
 
 @dataclass(frozen=True)
 class Folding:
-    """What was folded.
+    """The normalisations that were folded, and those that were not.
 
     Attributes:
-        folded: paths of the normalisations that are gone.
+        folded: paths of the normalisations that were folded, and are no longer there.
         kept: path -> reason, of the normalisations by constants that stay.
     """
 

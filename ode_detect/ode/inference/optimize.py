@@ -1,4 +1,4 @@
-"""The same function, faster: a trained model made ready for inference, and compared with itself before."""
+"""Optimise a trained model for inference, and compare the optimised copy with the original."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class OptimizationError(ValueError):
 
 @dataclass(frozen=True)
 class Optimization:
-    """What was done to a model for inference, and what it changed; ``str()`` tells it.
+    """A report of what was done to a model for inference, and what it changed; ``str()`` is a summary.
 
     Attributes:
         precision: of the convolutions and matrix products, "float32" or "bfloat16".
@@ -186,7 +186,7 @@ def select(
         run: what is timed.
         precision: as for `optimize_for_inference`.
         tolerance: as for `optimize_for_inference`.
-        compiled: makes a compiled copy ready in a precision, to be tried beside the others.
+        compiled: makes a compiled copy ready in a precision, to be tried as well.
 
     Raises:
         OptimizationError, ValueError: as `optimize_for_inference`.

@@ -44,7 +44,7 @@ class PackedConv2d(nn.Module):
         self.bias = None if conv.bias is None else conv.bias.detach().clone()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W), as `torch.nn.Conv2d`; channels last."""
+        """Convolve (N, C, H, W) as `torch.nn.Conv2d` does; channels last."""
         attribute = "relu" if self.relu else "none"
         return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *self.geometry, attribute, [], "")
 

@@ -1,4 +1,4 @@
-"""Training the flows of a model to be those of its original."""
+"""Distillation: train the flows of a model to give the outputs of those of another, its original."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _check_run(flows: Iterable[str], got: Mapping[str, Tensor], wanted: Mapping[
 
 @contextmanager
 def _grads_kept(model: nn.Module) -> Iterator[None]:
-    """The gradients that the parameters hold come back, after an error too."""
+    """Restore the gradients that the parameters hold when the context ends, after an error too."""
     grads = [(parameter, parameter.grad) for parameter in model.parameters()]
     try:
         yield

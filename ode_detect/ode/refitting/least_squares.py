@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _POSITIONS = 256
-"""At how many positions it is seen whether an end is linear."""
+"""Number of positions at which an end is tested for being linear."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class LinearEnd:
 
 @torch.no_grad()
 def find_linear_end(field: nn.Module, t: float, h: Tensor) -> LinearEnd | None:
-    """The linear end of a field in evaluation mode, or None if it has none that we know.
+    """Return the linear end of a field in evaluation mode, or None if it has none that we know.
 
     The last convolution is the last one run, and what runs after it must be one batch normalisation or nothing. That
     the field is nothing but its linear end from there on is seen by computing it.
@@ -44,7 +44,7 @@ def find_linear_end(field: nn.Module, t: float, h: Tensor) -> LinearEnd | None:
         t: a time at which to try it.
         h: a state to try it on, (N, C, H, W).
     """
-    # One picture tells as much as many.
+    # One picture is enough to see it.
     h = h[:1]
     order: list[str] = []
     hooks = [
@@ -66,7 +66,7 @@ def find_linear_end(field: nn.Module, t: float, h: Tensor) -> LinearEnd | None:
 
 
 def common_end(fields: Sequence[nn.Module], t: float, h: Tensor) -> LinearEnd | None:
-    """The linear end that all of the fields have; None if there is none, or if the state is no (N, C, H, W)."""
+    """Return the linear end that all of the fields have; None if there is none, or if the state is no (N, C, H, W)."""
     ends = {find_linear_end(field, t, h) if h.dim() == 4 else None for field in fields}
     return ends.pop() if len(ends) == 1 else None
 
@@ -93,7 +93,7 @@ def _is_linear(field: nn.Module, end: LinearEnd, t: float, h: Tensor) -> bool:
 
 @contextmanager
 def activations(fields: Sequence[nn.Module], end: LinearEnd) -> Iterator[list[Tensor]]:
-    """What the last convolution of each of the fields is given, in the order of evaluation, while the context lasts."""
+    """Collect the inputs of the last convolution of each field, in the order of evaluation, while the context lasts."""
     seen: list[Tensor] = []
     hooks = [
         field.get_submodule(end.convolution).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -193,7 +193,7 @@ def sampled_rows(hidden: Tensor, slope: Tensor, conv: nn.Conv2d, where: Tensor) 
 
 
 def affine_map(field: nn.Module, end: LinearEnd) -> Tensor:
-    """What a field's last convolution and its normalisation do to a patch and a 1: (D, C), float64 on the CPU."""
+    """Return the affine map of a field's last convolution and its normalisation: (D, C), float64 on the CPU."""
     conv = convolution(field, end)
     kernel = conv.weight.detach().flatten(1).cpu().double()
     bias = torch.zeros(len(kernel)).double() if conv.bias is None else conv.bias.detach().cpu().double()

@@ -76,7 +76,7 @@ def split_pieces(model: nn.Module, *, flow: str | None = None) -> None:
 
 @dataclass(frozen=True)
 class FlowProjection:
-    """What a projection did to one flow.
+    """The result of a projection of one flow.
 
     Residuals are of dh/dt; all are root mean squares as a share of that of the original, on the given pictures.
 
@@ -108,7 +108,7 @@ class FlowProjection:
 
 @dataclass(frozen=True)
 class ProjectionReport:
-    """What `project_pieces` did; ``str()`` is a table.
+    """The result of `project_pieces`; ``str()`` is a table.
 
     Attributes:
         kind: "piecewise" or "hat".
