@@ -180,11 +180,14 @@ class Task(ABC):
         """
         if not self.forget(model):
             return False
+        training = model.training
         try:
             with inference_context(model), torch.no_grad():
                 self.after_training(cfg, model)
         except (DatasetError, FloatingPointError) as error:
             logger.warning("the network will not know its training pictures: %s", error)
+        finally:
+            model.train(training)  # Detectron2's context does not give it back after an error.
         return True
 
     # Evaluation and report

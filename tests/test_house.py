@@ -26,3 +26,17 @@ def test_every_file_has_a_test_file_of_the_same_path() -> None:
         if place.name != "__init__.py" and not test.exists():
             missing.append(f"{place} has no tests/{test.relative_to(ROOT / 'tests')}")
     assert not missing, "\n".join(missing)
+
+
+def test_every_test_file_of_a_room_has_a_source_file_of_the_same_path() -> None:
+    package, found = ROOT / "ode_detect", 0
+    alone = []
+    for room in sorted(path.name for path in package.iterdir() if (path / "__init__.py").exists()):
+        for test in sorted((ROOT / "tests" / room).rglob("test_*.py")):
+            found += 1
+            place = test.relative_to(ROOT / "tests")
+            source = package / place.with_name(place.name.removeprefix("test_"))
+            if not source.exists():
+                alone.append(f"tests/{place} tests no {source.relative_to(ROOT)}; move its tests to those of a source")
+    assert found > 100, "the test files of the rooms"
+    assert not alone, "\n".join(alone)

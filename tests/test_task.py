@@ -95,6 +95,7 @@ def test_a_model_is_completed_again_in_evaluation_or_stays_forgotten(
         else:
             assert task.renew(get_cfg(), model) is True
     assert seen == [(True, False, False)]
+    assert model.training
     expected = isinstance(error, (DatasetError, FloatingPointError))
     assert ("will not know its training pictures" in said.text) is expected
 

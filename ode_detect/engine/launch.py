@@ -42,7 +42,8 @@ def run_tool(main: Callable[[list[str]], None], arguments: list[str]) -> int:
     # Its new name is not in every torch that we run on.
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
-    from ode_detect.detection.data.datasets import DatasetError
+    import ode_detect.engine.tasks  # noqa: F401  registers networks, declares metrics
+    from ode_detect.media.errors import DatasetError
     from ode_detect.ode import ConversionError, SolveError
     from ode_detect.ode.names import UnknownNameError
     from ode_detect.report.plots import MetricsError

@@ -21,6 +21,7 @@ from detectron2.utils import comm
 from ode_detect.task import ConfigError
 
 from .distributed import ProcessFailedError, started_by_torchrun
+from .launch import run_tool
 
 # Seconds that the others have to end on their own when one process has failed.
 _GRACE = 5.0
@@ -196,8 +197,6 @@ def start(main: Callable[[list[str]], None], arguments: list[str], plan: Layout,
 
 
 def _run(local: int, main: Callable[[list[str]], None], arguments: list[str], plan: Layout) -> None:
-    from .launch import run_tool
-
     os.environ |= {
         "RANK": str(plan.machine * plan.local + local),
         "LOCAL_RANK": str(local),

@@ -2,7 +2,10 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from ode_detect.detection.drawing import COLORS, draw_detections
+from ode_detect.detection.drawing import COLORS, HIT, draw_boxes, draw_detections
+from ode_detect.report.canvas import PictureError
+
+GREY = np.full((120, 200, 3), 60, dtype=np.uint8)
 
 
 def rgb(color: str) -> np.ndarray:
@@ -64,3 +67,37 @@ def test_every_box_of_a_crowd_keeps_its_label() -> None:
     drawn = draw_detections(grey(480, 640), boxes, ["x"] * len(boxes), [0.5] * len(boxes), [0] * len(boxes))
     above = changed(drawn)
     assert all(above[y - 8 : y - 2, x : x + 15].mean() > 0.5 for x, y, _, _ in boxes)
+
+
+def _near(pixels: np.ndarray, color: str) -> np.ndarray:
+    return np.abs(pixels.astype(int) - np.array(to_rgb(color)) * 255).max(axis=-1) < 40
+
+
+def test_a_box_is_drawn_where_it_is() -> None:
+    drawn = draw_boxes(GREY, [[40, 20, 100, 80]], color=HIT, scale=2)
+    assert drawn.shape == (240, 400, 3)
+    assert drawn.dtype == np.uint8
+    rows, columns = np.nonzero(_near(drawn, HIT))
+    assert [columns.min(), columns.max() + 1] == pytest.approx([80, 200], abs=2)
+    assert [rows.min(), rows.max() + 1] == pytest.approx([40, 160], abs=2)
+    assert (drawn[100, 140] == 60).all()  # the inside is left alone
+    assert (GREY == 60).all()
+
+
+def test_labels_are_left_out_when_it_is_crowded() -> None:
+    boxes = [[5 + 6 * i, 60, 9 + 6 * i, 64] for i in range(30)]
+    plain = draw_boxes(GREY, boxes)
+    assert np.array_equal(draw_boxes(GREY, boxes, ["tree"] * 30, np.ones(30)), plain)
+    assert not np.array_equal(draw_boxes(GREY, boxes, ["tree"] * 30, np.ones(30), text=True), plain)
+    assert not np.array_equal(draw_boxes(GREY, boxes[:3], ["$_"] * 3), draw_boxes(GREY, boxes[:3]))
+
+
+def test_a_picture_without_boxes_stays_as_it_is() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (33, 57, 3), dtype=np.uint8)
+    assert np.array_equal(draw_boxes(image, []), image)
+
+
+def test_draw_boxes_refuses_wrong_lengths() -> None:
+    for arguments in ({"labels": ["a"]}, {"scores": [1.0]}, {"color": ["red"]}):
+        with pytest.raises(PictureError, match=r"one (value )?per box"):
+            draw_boxes(GREY, [[0, 0, 5, 5], [1, 1, 5, 5]], **arguments)

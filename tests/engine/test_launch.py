@@ -29,7 +29,7 @@ from ode_detect.task import ConfigError
         (DatasetError("look here"), 2, "error: look here"),
         (UnknownNameError("look here"), 2, "error: look here"),
         (TooManyEvaluationsError(block="b", time=0.5, step="s", evaluations=9), 2, "after 9 evaluations"),
-        (FloatingPointError("Loss became infinite"), 2, "Begin anew"),
+        (FloatingPointError("Loss became infinite"), 2, "Begin again"),
         (MetricsError("look here"), 2, "error: look here"),
         (ResultsError("look here"), 2, "error: look here"),
         (Interrupted("stopped after iteration 3. Go on"), 130, "stopped after iteration 3. Go on\n"),

@@ -188,9 +188,3 @@ def test_a_fifth_task_needs_no_change_in_the_package(
     assert "MAE" in (tmp_path / "compared" / "comparison.md").read_text()
     assert Results.read(tmp_path / "compared").rows == compared.rows
     assert all(path.exists() for path in written)
-
-
-def test_a_name_is_taken_once(brightness: Task) -> None:
-    register_task(brightness)
-    with pytest.raises(ValueError, match="'brightness' already"):
-        register_task(Brightness())

@@ -2,34 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from ode_detect.ode import Adaptive, BasicField, FixedStep, ODEBlock, estimate_statistics, in_pieces, solver_override
-from ode_detect.ode.adaptive import takes_steps
+from ode_detect.ode import Adaptive, BasicField, FixedStep, ODEBlock, solver_override
 from ode_detect.ode.dial import LeftOut, SolverChange, changed_solver, chosen_solvers, set_solvers
-from ode_detect.ode.flows import find_flow, flow_names, flows_of
-from ode_detect.ode.names import UnknownNameError
-from ode_detect.ode.statistics import statistics_kept
 
-
-class Network(nn.Module):
-    """Two stages, each a convolution with BatchNorm and then a flow."""
-
-    def __init__(self, *solvers):
-        super().__init__()
-        self.res2 = self._stage("res2.flow", solvers[0])
-        self.res3 = self._stage("res3.flow", solvers[-1])
-
-    def _stage(self, name, solver):
-        field = in_pieces("piecewise", 4, lambda: BasicField(channels=4, norm="none"))
-        return nn.Sequential(
-            nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), ODEBlock(field=field, solver=solver, name=name)
-        )
-
-    def forward(self, x):
-        return self.res3(self.res2(x))
-
-    @property
-    def solvers(self):
-        return [self.res2[2].solver, self.res3[2].solver]
+from .two_stages import Network
 
 
 @pytest.fixture
@@ -96,12 +72,6 @@ def test_chosen_solvers_are_those_that_set_solvers_sets_for_good(network):
     assert [solver.steps for solver in network.solvers] == [2, 4]
 
 
-def test_flows_are_called_by_their_own_names_unless_two_share_one(network):
-    assert list(flow_names(flows_of(network)).values()) == ["res2.flow", "res3.flow"]
-    network.res2[2].name = network.res3[2].name = "flow"
-    assert list(flow_names(flows_of(network)).values()) == ["res2.2", "res3.2"]
-
-
 def test_tolerances_are_kept_and_steps_come_back(smooth):
     set_solvers(smooth, SolverChange(method="dopri5"))
     assert smooth.solvers == [Adaptive("dopri5")] * 2
@@ -126,14 +96,6 @@ def test_a_flow_that_leaves_fixed_steps_takes_the_tolerances_that_are_given(smoo
     smooth.res2[2].solver = FixedStep(steps=2)
     with solver_override(smooth, method="bosh3", flow="res2", **given):
         assert smooth.solvers == [Adaptive("bosh3", **given), Adaptive("dopri5", **given)]
-
-
-def test_which_methods_take_steps():
-    assert takes_steps(FixedStep())
-    assert takes_steps(Adaptive("rk4"))
-    assert takes_steps(Adaptive("explicit_adams"))
-    assert not takes_steps(Adaptive("dopri5"))
-    assert not takes_steps(Adaptive("scipy_solver"))
 
 
 @pytest.mark.parametrize(
@@ -190,11 +152,6 @@ def test_a_model_without_flows_has_no_dial():
         pass
 
 
-def test_an_unknown_flow_is_an_unknown_name(network):
-    with pytest.raises(UnknownNameError, match=r"Did you mean 'res3\.flow'"):
-        find_flow(flows_of(network), "res3.flo")
-
-
 # --- value ---
 
 
@@ -205,138 +162,6 @@ def test_the_output_is_that_of_a_network_built_with_the_solver(network, lively):
     with solver_override(network, steps=3, method="heun"):
         assert torch.equal(network(x), other(x))
     assert not torch.equal(network(x), other(x))
-
-
-def test_statistics_are_the_averages_of_those_of_the_batches(smooth):
-    batches = [torch.randn(3, 4, 5, 5) * (k + 1) + k for k in range(3)]
-    norm = smooth.res2[1]
-    inputs = [smooth.res2[0](batch) for batch in batches]
-    with torch.no_grad():
-        mean = torch.stack([x.mean((0, 2, 3)) for x in inputs]).mean(0)
-        variance = torch.stack([x.var((0, 2, 3), unbiased=True) for x in inputs]).mean(0)
-    assert estimate_statistics(smooth, iter(batches)) == 3
-    torch.testing.assert_close(norm.running_mean, mean)
-    torch.testing.assert_close(norm.running_var, variance)
-
-
-def test_statistics_follow_the_solver(smooth):
-    batches = [torch.randn(3, 4, 5, 5) for _ in range(2)]
-    found = []
-    for steps in (4, 1, 4):
-        with solver_override(smooth, steps=steps):
-            estimate_statistics(smooth, batches)
-        found.append(smooth.res3[1].running_mean.clone())
-    assert torch.equal(found[0], found[2])
-    assert not torch.allclose(found[0], found[1])
-
-
-class Synchronised(nn.BatchNorm2d):
-    """Computes with the momentum, and counts no batches, as Detectron2's NaiveSyncBatchNorm does on many machines."""
-
-    def forward(self, x):
-        mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)
-        self.running_mean += self.momentum * (mean.detach() - self.running_mean)
-        self.running_var += self.momentum * (variance.detach() - self.running_var)
-        return nn.functional.batch_norm(x, mean, variance, self.weight, self.bias, eps=self.eps)
-
-
-def test_statistics_of_a_layer_that_computes_with_its_momentum():
-    norm, batches = Synchronised(3), [torch.randn(4, 3, 5, 5) * (k + 1) + k for k in range(3)]
-    estimate_statistics(nn.Sequential(norm), batches)
-    torch.testing.assert_close(norm.running_mean, torch.stack([x.mean((0, 2, 3)) for x in batches]).mean(0))
-    variances = [x.var((0, 2, 3), unbiased=False) for x in batches]
-    torch.testing.assert_close(norm.running_var, torch.stack(variances).mean(0))
-    assert norm.momentum == 0.1
-    assert not norm._forward_pre_hooks
-
-
-def test_a_layer_that_is_evaluated_several_times_averages_over_all():
-    field = NormField()
-    block = ODEBlock(field=field, solver=FixedStep(steps=3), allow_stateful_field=True)
-    seen = []
-    field.norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].mean((0, 2, 3))))
-    estimate_statistics(block, [torch.randn(4, 3, 5, 5) + k for k in range(2)])
-    assert len(seen) == 6
-    torch.testing.assert_close(field.norm.running_mean, torch.stack(seen).mean(0))
-
-
-def test_modes_and_momentum_come_back_and_dropout_does_not_act(smooth):
-    smooth.res2.append(nn.Dropout(0.9))
-    smooth.train()
-    smooth.res3[0].eval()
-    modes = [module.training for module in smooth.modules()]
-    batch = torch.randn(2, 4, 5, 5)
-    estimate_statistics(smooth, [batch])
-    assert [module.training for module in smooth.modules()] == modes
-    assert smooth.res2[1].momentum == 0.1
-    first = smooth.res3[1].running_mean.clone()
-    estimate_statistics(smooth, [batch])
-    assert torch.equal(smooth.res3[1].running_mean, first)
-
-
-def test_a_piece_that_is_left_out_keeps_its_statistics(lively):
-    field = in_pieces("piecewise", 4, lambda: nn.Module())
-    for index in range(4):
-        field.pieces[index] = NormField()
-    block = ODEBlock(field=field, solver=FixedStep(steps=4), allow_stateful_field=True)
-    with solver_override(block, steps=2):
-        estimate_statistics(block, [torch.randn(4, 3, 5, 5) + 7])
-    means = [float(piece.norm.running_mean.abs().sum()) for piece in field.pieces]
-    assert [mean > 1 for mean in means] == [True, False, True, False]
-    assert all(piece.norm.momentum == 0.1 for piece in field.pieces)
-
-
-class NormField(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.norm = nn.BatchNorm2d(3)
-
-    def forward(self, t, h):
-        return self.norm(h)
-
-
-def test_a_failure_keeps_the_old_statistics(smooth):
-    old = smooth.res2[1].running_mean.clone()
-    for batches, message in (([], "there was none"), ([torch.full((2, 4, 3, 3), float("nan"))], "not finite")):
-        smooth.res2[2].check_finite = smooth.res3[2].check_finite = False
-        with pytest.raises(ValueError, match=message):
-            estimate_statistics(smooth, batches)
-        assert torch.equal(smooth.res2[1].running_mean, old)
-        assert not smooth.res2[1].training
-        assert smooth.res2[1].momentum == 0.1
-
-
-def test_a_model_without_batch_norm_has_nothing_to_estimate():
-    block = ODEBlock(field=BasicField(channels=4))
-    assert estimate_statistics(block, [torch.randn(1, 4, 3, 3)]) == 1
-
-
-# --- gradient, regression ---
-
-
-def test_statistics_are_kept_while_the_batch_normalises(smooth):
-    x = torch.randn(4, 4, 5, 5) + 3
-    smooth.train()
-    expected = smooth(x)
-    expected.sum().backward()
-    gradient = smooth.res2[0].weight.grad.clone()
-    smooth.zero_grad()
-    before = {name: value.clone() for name, value in smooth.state_dict().items()}
-    with statistics_kept(smooth):
-        out = smooth(x)
-        out.sum().backward()
-    assert torch.equal(out, expected)
-    assert torch.equal(smooth.res2[0].weight.grad, gradient)
-    assert all(torch.equal(value, before[name]) for name, value in smooth.state_dict().items())
-    smooth(x)
-    assert not torch.equal(smooth.res2[1].running_mean, before["res2.1.running_mean"])
-
-
-def test_statistics_kept_in_evaluation_are_those_that_normalise(smooth):
-    x = torch.randn(4, 4, 5, 5) + 3
-    expected = smooth(x)
-    with statistics_kept(smooth):
-        assert torch.equal(smooth(x), expected)
 
 
 # --- blocks left out ---
@@ -374,14 +199,6 @@ def test_more_blocks_than_there_are_cannot_be_kept(network):
         network(torch.randn(1, 4, 5, 5))
     with pytest.raises(ValueError, match=r"flow that lasts 3\.5"):
         list(LeftOut(steps=1).grid(3.5))
-
-
-def test_a_flow_without_a_name_goes_by_its_path():
-    network = nn.Sequential(nn.Identity(), ODEBlock(field=BasicField(channels=4)))
-    assert flow_names(flows_of(network)) == {"1": "1"}
-    with pytest.raises(ValueError, match="1"):
-        find_flow(flows_of(network), "layer3")
-    assert flow_names(flows_of(network[1])) == {"ODEBlock": "ODEBlock"}
 
 
 def test_the_name_of_a_flow_in_errors_is_its_path_where_it_has_none():

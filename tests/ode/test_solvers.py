@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ode_detect.ode import Adaptive, FixedStep, HatFunctions, ODEBlock, PiecewiseConstant, adaptive_methods
+from ode_detect.ode import Adaptive, FixedStep, HatFunctions, ODEBlock, PiecewiseConstant
 from ode_detect.ode.solvers import PROJECTIONS, TABLEAUS
 
 from .known_solutions import Fading, GrowthInPieces, Logistic
@@ -198,19 +198,6 @@ def test_more_steps_than_can_be_computed_are_refused(kind, steps):
         kind(steps=steps)
 
 
-@pytest.mark.parametrize("limit", [0, -5, 10.5, True])
-def test_the_limit_must_be_whole(limit):
-    with pytest.raises(ValueError, match="max_evaluations must be an integer of 1 or more"):
-        Adaptive(max_evaluations=limit)
-
-
-@pytest.mark.parametrize("tolerance", [0.0, -1e-3, float("nan")])
-@pytest.mark.parametrize("name", ["rtol", "atol"])
-def test_tolerances_must_be_positive(name, tolerance):
-    with pytest.raises(ValueError, match="tolerances must be above 0"):
-        Adaptive(**{name: tolerance})
-
-
 @pytest.mark.parametrize(
     ("make", "near"),
     [
@@ -223,11 +210,6 @@ def test_tolerances_must_be_positive(name, tolerance):
 def test_unknown_names(make, near):
     with pytest.raises(ValueError, match=f"known are .*Did you mean '{near}"):
         make()
-
-
-@pytest.mark.parametrize("method", adaptive_methods())
-def test_every_method_of_torchdiffeq_can_be_named(method):
-    assert Adaptive(method).method == method
 
 
 def test_a_fixed_step_method_is_not_taken_for_an_adaptive_one():

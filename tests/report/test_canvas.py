@@ -1,11 +1,22 @@
 from collections.abc import Sequence
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
 from ode_detect.detection.drawing import COLORS, FALSE, HIT, MISSED
-from ode_detect.report.canvas import Canvas, contrast, letters_on, measure, shortened
+from ode_detect.report.canvas import (
+    Canvas,
+    PictureError,
+    check_image,
+    contrast,
+    letters_on,
+    measure,
+    shortened,
+    write_sheet,
+)
 from ode_detect.report.plots import COLOURS
 
 BOX = np.array([20.0, 10.0, 60.0, 40.0])
@@ -123,3 +134,38 @@ def test_text_is_shortened_to_its_room() -> None:
     assert 40 < measure(short, 13) <= 60
     assert measure(shortened("a very long name", 13, 60, bold=True), 13, bold=True) <= 60
     assert shortened("a cat", 13, 0) == "…"
+
+
+def test_a_sheet_is_written_in_the_format_of_its_suffix_and_its_folders_are_made(tmp_path: Path) -> None:
+    pixels = np.zeros((10, 20, 3), dtype=np.uint8)
+    pixels[:, :10] = (255, 0, 0)  # RGB
+    for suffix, begins in ((".png", b"\x89PNG"), (".jpg", b"\xff\xd8"), (".webp", b"RIFF")):
+        path = tmp_path / "new" / "deep" / f"sheet{suffix}"
+        write_sheet(pixels, path)
+        assert path.read_bytes().startswith(begins)
+        read = np.asarray(cv2.imread(str(path)))
+        assert read.shape == (10, 20, 3)
+        assert read[5, 3, 2] > 200 > 50 > read[5, 3, 0], "red stays red"
+
+
+def test_a_sheet_that_cannot_be_written_says_what_to_check(tmp_path: Path) -> None:
+    pixels = np.zeros((4, 4, 3), dtype=np.uint8)
+    (tmp_path / "taken.png").mkdir()
+    for name in ("sheet.nonsense", "sheet", "taken.png"):
+        with pytest.raises(PictureError, match=rf"png, jpg or webp; .*{name} could not be\. Check the suffix"):
+            write_sheet(pixels, tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("image", "came_in"),
+    [
+        (np.zeros((4, 5), np.uint8), r"uint8, \(4, 5\)"),
+        (np.zeros((4, 5, 4), np.uint8), r"uint8, \(4, 5, 4\)"),
+        (np.zeros((1, 4, 5, 3), np.uint8), r"uint8, \(1, 4, 5, 3\)"),
+        (np.zeros((4, 5, 3), np.float32), r"float32, \(4, 5, 3\)"),
+    ],
+)
+def test_a_picture_of_another_shape_or_type_is_refused(image: np.ndarray, came_in: str) -> None:
+    check_image(np.zeros((4, 5, 3), np.uint8))
+    with pytest.raises(PictureError, match=rf"RGB, uint8, .* this one is {came_in}\. Convert it"):
+        check_image(image)

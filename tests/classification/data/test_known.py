@@ -9,6 +9,7 @@ import pytest
 from detectron2.data import MetadataCatalog
 
 from ode_detect.classification.data import datasets as data
+from ode_detect.classification.data.known import known_sources
 from ode_detect.media.errors import DatasetError
 
 from .conftest import config
@@ -59,3 +60,35 @@ def test_the_real_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
     assert float(mapper.pictures.images.float().mean()) == pytest.approx(0.1307 * 255, abs=0.02)
     assert [record["label"] for record in dicts[:8]] == [5, 0, 4, 1, 9, 2, 1, 3]
     assert sum(len(batch) for batch in data.test_loader(cfg, "mnist_test")) == 10_000
+
+
+def test_each_known_set_has_a_name_of_its_own_and_a_folder_below_the_root(tmp_path: Path) -> None:
+    found = known_sources(tmp_path)
+    names = [source.name for source in found]
+    sets = ["cifar10", "cifar100", "digits", "fashion_mnist", "mnist"]
+    assert sorted(names) == sorted(
+        [*(f"{name}_{part}" for name in sets for part in ("train", "test")), "imagenet_train", "imagenet_val"]
+    )
+    for source in found:
+        assert source.root.is_relative_to(tmp_path)
+        assert source.missing(), "nothing is there"
+        assert all(path.is_relative_to(source.root) for path in source.missing())
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "number", "called"),
+    [
+        ("mnist", 10, 7, "7"),
+        ("digits", 10, 0, "0"),
+        ("fashion_mnist", 10, 9, "Ankle boot"),
+        ("cifar10", 10, 3, "cat"),
+        ("cifar100", 100, 98, "woman"),
+    ],
+)
+def test_classes_are_known_before_the_pictures_are_there(
+    name: str, count: int, number: int, called: str, tmp_path: Path
+) -> None:
+    found = {source.name: source.class_names() for source in known_sources(tmp_path)[:-2]}
+    assert found[f"{name}_train"] == found[f"{name}_test"]
+    assert len(set(found[f"{name}_train"])) == count
+    assert found[f"{name}_train"][number] == called

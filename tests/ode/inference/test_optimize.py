@@ -16,53 +16,17 @@ from ode_detect.ode import (
     FrozenBatchNorm2d,
     HatFunctions,
     ODEBlock,
-    in_pieces,
     record_solves,
     solver_override,
 )
 from ode_detect.ode.conversion.residual import ResidualBranch
 from ode_detect.ode.inference import optimize, packing
-from ode_detect.ode.inference.folding import fold_norms
 from ode_detect.ode.inference.optimize import InferenceFlow, OptimizationError, optimize_for_inference
-from ode_detect.ode.inference.packing import PackedConv2d, can_pack
+from ode_detect.ode.inference.packing import can_pack
+
+from .networks import Residual, flow
 
 needs_onednn = pytest.mark.skipif(not can_pack(), reason="this PyTorch has no oneDNN operators")
-
-
-@pytest.fixture
-def with_statistics():
-    """Draws weights and statistics anew: a new normalisation is the identity."""
-
-    def draw(module: nn.Module) -> nn.Module:
-        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-            if tensor.dim() > 1:
-                nn.init.normal_(tensor, std=(1.0 / tensor[0].numel()) ** 0.5)
-            elif tensor.is_floating_point():
-                nn.init.uniform_(tensor, *((-0.5, 0.5) if name.endswith(("bias", "mean")) else (0.5, 1.5)))
-        return module.eval()
-
-    return draw
-
-
-def flow(pieces="piecewise", field=BasicField, steps=3, norm="FrozenBN", **arguments):
-    count = 1 if pieces == "constant" else 3
-    made = in_pieces(pieces, count, lambda: field(channels=8, norm=norm))
-    return ODEBlock(field=made, solver=FixedStep("euler", steps=steps, projection="relu"), **arguments)
-
-
-class Residual(nn.Module):
-    """A basic block as torchvision, timm and the CIFAR networks write it."""
-
-    def __init__(self, norm=nn.BatchNorm2d):
-        super().__init__()
-        self.conv1 = nn.Conv2d(8, 8, 3, padding=1, bias=False)
-        self.bn1 = norm(8)
-        self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(8, 8, 3, padding=1, groups=2, bias=False)
-        self.bn2 = norm(8)
-
-    def forward(self, x):
-        return self.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))) + x)
 
 
 class NormFirst(nn.Module):
@@ -123,6 +87,8 @@ MODELS = {
     "sequence, activating": (lambda: sequence(BatchNormAct2d), 2, 0),
     "sequence, instance norm": (lambda: sequence(lambda c: nn.InstanceNorm2d(c, track_running_stats=True)), 0, 0),
 }
+
+
 every_model = pytest.mark.parametrize("name", MODELS)
 
 
@@ -230,15 +196,6 @@ def test_folded_equals_unfolded(name, with_statistics):
     assert (report.folded, len(report.kept)) == (folded, kept)
 
 
-def test_folding_is_exact_in_float64(with_statistics):
-    model, x = with_statistics(Residual()).double(), torch.randn(2, 8, 9, 7, dtype=torch.float64)
-    folded = copy.deepcopy(model)
-    result = fold_norms(folded)
-    torch.testing.assert_close(folded(x), model(x), rtol=1e-12, atol=1e-12)
-    assert result.folded == ("bn1", "bn2")
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
-
-
 @every_model
 def test_bfloat16_is_near_float32(name, with_statistics):
     model, x = with_statistics(MODELS[name][0]()), torch.randn(2, 8, 9, 7)
@@ -247,56 +204,6 @@ def test_bfloat16_is_near_float32(name, with_statistics):
         error = (fast(x) - model(x)).norm() / model(x).norm()
     assert report.errors["output"] == pytest.approx(float(error), rel=1e-3)
     assert 1e-5 < error <= 0.03  # not silently float32
-
-
-@needs_onednn
-@pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"kernel_size": 1},
-        {"kernel_size": 3, "padding": 1, "bias": False},
-        {"kernel_size": 3, "stride": 2, "padding": (0, 2)},
-        {"kernel_size": (1, 5), "dilation": 2, "groups": 4},
-    ],
-    ids=str,
-)
-def test_a_packed_convolution_is_the_convolution(arguments, dtype, relu):
-    conv = nn.Conv2d(8, 12, **arguments).to(dtype)
-    x = torch.randn(2, 8, 11, 13, dtype=dtype)
-    packed = PackedConv2d(conv, relu=relu)
-    with torch.no_grad():
-        expected = F.relu(conv(x)) if relu else conv(x)
-        for layout in (torch.contiguous_format, torch.channels_last):
-            torch.testing.assert_close(packed(x.to(memory_format=layout)), expected)
-        torch.testing.assert_close(copy.deepcopy(packed)(x), expected)
-
-
-@needs_onednn
-def test_relu_goes_into_the_convolutions_of_a_field(with_statistics):
-    in_bfloat16 = {"precision": "bfloat16", "tolerance": 0.05}
-    bottleneck = with_statistics(flow(field=BottleneckField))
-    fast, _ = optimize_for_inference(bottleneck, torch.randn(1, 8, 6, 6), **in_bfloat16)
-    assert [layer.relu for layer in fast.field.pieces[0].layers] == [True, True, False]
-    branch = ODEBlock(field=ResidualBranch(Residual().eval()), allow_stateful_field=True)
-    fast, _ = optimize_for_inference(with_statistics(branch), torch.randn(1, 8, 6, 6), **in_bfloat16)
-    assert [layer.relu for layer in fast.field.layers] == [True, False]
-
-
-@needs_onednn
-@pytest.mark.parametrize("size", [1.0, 2.0, 0.5])
-def test_a_step_in_one_go_is_the_step(size, with_statistics):
-    model, h = with_statistics(flow()), torch.randn(2, 8, 6, 7).to(memory_format=torch.channels_last)
-    fast, _ = optimize_for_inference(model, h, precision="bfloat16", tolerance=0.03)
-    piece = copy.deepcopy(fast.field.pieces[0])
-    assert piece.can_step(size)
-    assert not piece.can_step(3.0)
-    with torch.no_grad():
-        expected = torch.relu(h + size * model.field.pieces[0](0.0, h))
-        given = piece.step(size, h := h.bfloat16())
-    assert given is h
-    assert (given.float() - expected).norm() < 0.02 * expected.norm()
 
 
 @needs_onednn
@@ -388,11 +295,6 @@ def test_compiling_without_a_compiler_says_so(monkeypatch, with_statistics):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(RuntimeError, match=r"needs a C\+\+ compiler"):
         optimize_for_inference(with_statistics(Residual()), torch.randn(1, 8, 6, 6), compile=True)
-
-
-def test_packing_needs_the_operators(monkeypatch):
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert not packing.can_pack()
 
 
 def test_steps_are_taken_in_one_dtype_also_where_gradients_are_on_but_none_is_needed(with_statistics, monkeypatch):
