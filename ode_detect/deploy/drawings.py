@@ -42,7 +42,7 @@ def frames_path(folder: Path, item: Input) -> Path:
 
 
 def short(path: Path) -> Path:
-    """A path whose name a file can have: a very long one is cut, and told apart by a checksum."""
+    """A path whose name a file can have: a very long one is cut, and a checksum keeps it apart from others."""
     name = os.fsencode(path.name)
     if len(name) <= _LONGEST_NAME:
         return path
@@ -74,7 +74,7 @@ def write_picture(path: Path, image: NDArray[np.uint8], taken: Collection[Path] 
 
     Args:
         path: as of `drawn_paths`.
-        image: a side that is too long for the type makes it a PNG, beside.
+        image: a side that is too long for the type makes it a PNG of that name.
         taken: paths that are for others.
 
     Returns:

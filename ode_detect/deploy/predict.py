@@ -81,8 +81,8 @@ def predict(run: Run, given: Sequence[str], *, weights: str = "", batch: int = 1
     """Predict on pictures and videos, and write what was found into the run's folder.
 
     ``predictions.json`` holds all records of pictures, ``drawn/`` the pictures and videos, ``frames/`` a file of JSON
-    lines for each video. What cannot be read is told and left out. A command that was stopped goes on when it is given
-    again with the same settings; a video that was stopped is begun anew.
+    lines for each video. What cannot be read is named and left out. A command that was stopped goes on when it is given
+    again with the same settings; a video that was stopped starts again from its beginning.
 
     Args:
         run: config, task, and the folder for the output; no data set needs to be there.
@@ -264,7 +264,7 @@ def timed(summary: Summary, what: str) -> Iterator[None]:
 
 
 def _inputs(given: Sequence[str], summary: Summary) -> tuple[Input, ...]:
-    """What there is to predict on; what is not there is told and counted as failed."""
+    """What there is to predict on; what is not there is named and counted as failed."""
     found = find_inputs(given, skip=(DRAWN, FILE, PARTIAL))
     if not found.inputs:
         problems = " ".join(f"{path} {problem}" for path, problem in found.problems)

@@ -96,7 +96,7 @@ def open_training(cfg: CfgNode, *, command: str, config_file: str, resume: bool)
 def open_evaluation(
     cfg: CfgNode, *, command: str, config_file: str, folder: Path | None = None, records: bool = True
 ) -> Run:
-    """Prepare a folder for an evaluation, beside the run that it is of: log, resolved config, environment, seeds.
+    """Prepare the folder of an evaluation: log, resolved config, environment, seeds; that of the training stays.
 
     Args:
         cfg: the config; its seed, if it is negative, is that of the run in ``OUTPUT_DIR``, or else drawn here.

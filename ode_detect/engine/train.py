@@ -227,7 +227,7 @@ def _illustrate(run: Run, model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def _dispensable(what: str) -> Iterator[None]:
-    """What cannot be made is told and costs nothing else: hours of training may stand behind it."""
+    """Log what cannot be made, and go on: hours of training may stand behind it."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Networks beside each other, in words and tables: means over seeds, differences to the twin, what is missing."""
+"""Networks compared, in words and tables: means over seeds, differences to the twin, what is missing."""
 
 from __future__ import annotations
 

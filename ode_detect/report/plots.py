@@ -249,7 +249,7 @@ def line_colours(names: Sequence[str], *, black: bool = False) -> list[str]:
 
 
 def style_axes(axes: Axes, title: str, ylabel: str) -> None:
-    """Give axes the looks of all our plots; x is the iteration unless told otherwise afterwards."""
+    """Give axes the looks of all our plots; x is the iteration unless it is set afterwards."""
     axes.set_title(title, fontsize=11, color=INK, loc="left", fontweight="bold")
     axes.set_xlabel("Iteration", fontsize=10, color=INK)
     axes.set_ylabel(ylabel, fontsize=10, color=INK)

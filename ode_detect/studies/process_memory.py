@@ -29,7 +29,7 @@ class Growth:
 
 
 def growth(run: Callable[[], object]) -> Growth | None:
-    """Run something and see the process grow; None where the system does not tell (Linux does).
+    """Run something and see the process grow; None where the system does not say (Linux does).
 
     What was freed before is given back to the system first, and the system's mark of the highest memory is reset.
     """

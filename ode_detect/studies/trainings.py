@@ -169,11 +169,11 @@ def _run(command: Sequence[str]) -> int:
     last = ""
     before = signal.signal(signal.SIGTERM, hand_on)
     try:
-        with process, process.stderr as told:  # type: ignore[union-attr]
+        with process, process.stderr as lines:  # type: ignore[union-attr]
             while process.returncode is None:
                 # Pressed keys reached the training too, which saves and ends.
                 with contextlib.suppress(KeyboardInterrupt):
-                    for line in told:
+                    for line in lines:
                         sys.stderr.write(last)
                         last = line
                     process.wait()

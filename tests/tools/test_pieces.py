@@ -4,6 +4,7 @@ from types import ModuleType
 import pytest
 
 from ode_detect.engine.launch import run_tool
+from ode_detect.report.protocol import from_words
 from ode_detect.report.results import Results, Row
 from ode_detect.studies.pieces import grow
 from ode_detect.studies.pieces import project as pieces
@@ -48,7 +49,7 @@ def test_a_projection_is_asked_for_in_the_folder_of_the_config(
         folder.mkdir(parents=True)
         (folder / "pieces.json").touch()
         row = Row(name="pieces_8", role="ode", seed=0, config=CONFIG, metrics={"top1": 0.5}, cost={})
-        return Results("Pieces", more["command"], "c", "2026-01-01", {}, "tested", (row,))
+        return Results("Pieces", more["command"], "c", "2026-01-01", {}, from_words("tested"), (row,))
 
     monkeypatch.setattr(pieces, "project", project)
     words = ["--config-file", CONFIG, "--project", "4", "--weights", "w.pth", "OUTPUT_DIR", str(tmp_path / "out")]

@@ -23,7 +23,7 @@ FULL_AIM, HALF_AIM, FEATURES_AIM = 1 / 4, 1 / 6, 0.01
 LEVELS = ("p2", "p3", "p4", "p5", "p6")
 SIZE, QUICK_SIZE = (480, 640), (64, 64)
 DIAL = (22, 11, 6, 3)
-# Residual branches of a trained ResNet are small beside the state; so are these.
+# Residual branches of a trained ResNet are small compared with the state; so are these.
 _BRANCH = 0.2
 _RCNN = {
     "MODEL.DEVICE": "cpu",

@@ -49,7 +49,7 @@ class Section:
     Attributes:
         about: one line for people.
         cases: its cases.
-        requires: packages that it needs beside ours.
+        requires: packages that it needs and ours does not.
     """
 
     about: str
@@ -93,7 +93,7 @@ def run_benchmark(
         command: what the user wrote, for the results.
         output: the file; None writes none.
         seconds: about how long the rounds of a case of weight 1 take.
-        tell: told a line after each case.
+        tell: takes a line after each case.
 
     Raises:
         UnknownNameError: there is no such section.
@@ -132,7 +132,7 @@ def _what(quick: bool) -> str:
 
 
 def _others(output: Path, chosen: Sequence[str], about: dict[str, Any]) -> Results | None:
-    """What an earlier benchmark left in the file, if its other sections may stand beside the new ones."""
+    """What an earlier benchmark left in the file, if its other sections may stand in one file with the new ones."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("a"):
         pass  # before hours of measuring, not after
@@ -158,7 +158,7 @@ def _others(output: Path, chosen: Sequence[str], about: dict[str, Any]) -> Resul
 
 
 def _joined(before: Results | None, part: Results, section: str) -> Results:
-    """The results with one section measured anew."""
+    """The results with one section replaced."""
     if before is None:
         return part
     rows = [row for row in before.rows if row.config != section]
@@ -177,7 +177,7 @@ def _side(comparison: Comparison) -> str:
 
 
 def write_plots(results: Results, path: Path) -> list[Path]:
-    """Draw what the sections of ``results`` show, beside its file: ``NAME_flow.png`` and so on.
+    """Draw what the sections of ``results`` show, next to its file: ``NAME_flow.png`` and so on.
 
     Args:
         results: what `run_benchmark` gave.

@@ -20,14 +20,14 @@ from ode_detect.report.comparison import Compared, differences, group, numbers, 
 from ode_detect.report.page import Page
 from ode_detect.report.protocol import LATENCY, MINUTES, TEST, TRAINING, Clause, Protocol, about, joined
 from ode_detect.report.results import Results
-from ode_detect.report.rows import Comparison, Row
+from ode_detect.report.rows import Row
 from ode_detect.report.tables import ROLE_WORDS
 from ode_detect.studies.trainings import Training, check_runs, train_missing
 from ode_detect.task import ConfigError
 
 from . import figures
 from .figures import Folders
-from .measure import MANY, ONE, PICTURES, STEP, Loaded, TrainingStep, sizes, time_networks, training_costs
+from .measure import MANY, ONE, PICTURES, STEP, Loaded, costs_of, ratios_of, sizes, time_networks, with_times
 from .runs import differing_keys, plan
 from .turned import CHANGES, TURNED, turned
 
@@ -48,9 +48,9 @@ class Request:
         overrides: key, value, ... for all networks.
         weights: a checkpoint for each network, instead of runs; () takes the runs.
         train: the command of ``tools/train_net.py``, to train what is missing; () trains nothing.
-        evaluate: evaluate the last weights of each run anew instead of taking what the run says.
+        evaluate: evaluate the last weights of each run instead of taking what the run says.
         turn: evaluate the networks with seed 0 also with half the step and by another method.
-        dials: files of dials to draw beside those that the runs hold.
+        dials: files of dials to draw, next to those that the runs hold.
         seconds: for timing one picture, again for a batch, and again for a training step.
     """
 
@@ -119,16 +119,16 @@ def _compare(request: Request, trainings: Sequence[Training]) -> tuple[Results, 
     scored = [_scored(request, training, given.get(training.name, "")) for training in trainings]
     loaded = [_loaded(request, one) for one in scored if one.training.seed == 0]
     twins, ablations = opponents(loaded)
-    steps, costs, reasons = _costs(loaded)
+    steps, costs, reasons = costs_of(loaded)
     times, ratios = time_networks(loaded, steps, _held_against(loaded, twins), seconds=request.seconds)
     if request.turn:
         scored = _with_turned(scored, loaded)
-    results = _results(request, scored, loaded, _with_times(costs, times), times)
+    results = _results(request, scored, loaded, with_times(costs, times), times)
     compared = Compared(
         networks=group(results.rows),
         twins=twins,
         ablations=ablations,
-        ratios=_ratios(ratios),
+        ratios=ratios_of(ratios),
         reasons={**_reasons(request, results.rows), **reasons},
     )
     results.write(request.output / "results.json")
@@ -255,53 +255,6 @@ def _with_turned(scored: Sequence[Scored], loaded: Sequence[Loaded]) -> list[Sco
         return replace(one, row=replace(one.row, metrics=metrics), results=results)
 
     return [more(one) for one in scored]
-
-
-def _costs(
-    loaded: Sequence[Loaded],
-) -> tuple[dict[str, TrainingStep], dict[str, dict[str, float]], dict[tuple[str, str], str]]:
-    """A training step of each network; what is measured of each by itself; why something could not be."""
-    steps: dict[str, TrainingStep] = {}
-    costs: dict[str, dict[str, float]] = {}
-    reasons = {}
-    for network in loaded:
-        logger.info("measuring a training step of %s", network.name)
-        costs[network.name] = sizes(network.model)
-        try:
-            steps[network.name] = TrainingStep(network)
-            costs[network.name] |= training_costs(steps[network.name])
-        except ValueError as error:
-            steps.pop(network.name, None)
-            for quantity in ("backward_evaluations", "kept_mib", "train_memory_mib", "train_step_ms"):
-                reasons[network.name, quantity] = f"no training step could be measured: {str(error).splitlines()[0]}"
-        if "train_memory_mib" not in costs[network.name]:
-            reasons.setdefault((network.name, "train_memory_mib"), "this system does not tell the memory of a process")
-    return steps, costs, reasons
-
-
-def _with_times(costs: Mapping[str, dict[str, float]], times: Sequence[Row]) -> dict[str, dict[str, float]]:
-    """Costs with latency, throughput and the time of a training step."""
-    found = {name: dict(figures) for name, figures in costs.items()}
-    for row in times:
-        if row.case == ONE:
-            found[row.side]["latency_ms"] = row.cost["latency_ms"]
-        elif row.case == STEP:
-            found[row.side]["train_step_ms"] = row.cost["latency_ms"]
-        elif "pictures_per_second" in row.cost:
-            found[row.side]["pictures_per_second"] = row.cost["pictures_per_second"]
-    return found
-
-
-def _ratios(comparisons: Iterable[Comparison]) -> dict[tuple[str, str, str], tuple[float, float, float]]:
-    """(network, other, cost) -> ratio and quartiles; the time of a batch tells the throughput, which is its inverse."""
-    found = {}
-    for c in comparisons:
-        ours, other = c.sides
-        if c.case in (ONE, STEP):
-            found[ours, other, "latency_ms" if c.case == ONE else "train_step_ms"] = (c.ratio, c.low, c.high)
-        else:
-            found[ours, other, "pictures_per_second"] = (1 / c.ratio, 1 / c.high, 1 / c.low)
-    return found
 
 
 def _results(

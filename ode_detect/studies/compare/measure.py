@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -26,7 +26,7 @@ from ode_detect.studies.timing import Case, Ratio, Side, measure
 
 logger = logging.getLogger("ode_detect.studies")
 
-# Of a test set, at most so many pictures are timed; so many at once tell the throughput.
+# Of a test set, at most so many pictures are timed; so many at once give the throughput.
 PICTURES, BATCH = 20, 8
 # The memory of a training step is measured so often; the smallest counts, since what others do can only add.
 STEPS = 3
@@ -97,7 +97,7 @@ class TrainingStep:
             return torch.stack([loss.reshape(()) for loss in losses.values()]).sum()
 
     def __call__(self) -> None:
-        """Compute the gradients anew."""
+        """Compute the gradients."""
         self.model.zero_grad(set_to_none=True)
         self.forward().backward()
 
@@ -108,7 +108,7 @@ def training_costs(step: TrainingStep) -> dict[str, float]:
     Returns:
         ``kept_mib``: what the forward pass keeps for the backward pass. ``train_memory_mib``: by how much the memory in
         use grows at most, gradients included, weights and state of the optimizer not; left out where the system does
-        not tell. ``backward_evaluations`` of the fields.
+        not say. ``backward_evaluations`` of the fields.
     """
     with record_solves(step.model, measure=False) as record:
         step()
@@ -159,6 +159,53 @@ def time_networks(
         rows += found
         comparisons += compared
     return rows, comparisons
+
+
+def costs_of(
+    loaded: Sequence[Loaded],
+) -> tuple[dict[str, TrainingStep], dict[str, dict[str, float]], dict[tuple[str, str], str]]:
+    """A training step of each network; what is measured of each by itself; why something could not be."""
+    steps: dict[str, TrainingStep] = {}
+    costs: dict[str, dict[str, float]] = {}
+    reasons = {}
+    for network in loaded:
+        logger.info("measuring a training step of %s", network.name)
+        costs[network.name] = sizes(network.model)
+        try:
+            steps[network.name] = TrainingStep(network)
+            costs[network.name] |= training_costs(steps[network.name])
+        except ValueError as error:
+            steps.pop(network.name, None)
+            for quantity in ("backward_evaluations", "kept_mib", "train_memory_mib", "train_step_ms"):
+                reasons[network.name, quantity] = f"no training step could be measured: {str(error).splitlines()[0]}"
+        if "train_memory_mib" not in costs[network.name]:
+            reasons.setdefault((network.name, "train_memory_mib"), "this system does not tell the memory of a process")
+    return steps, costs, reasons
+
+
+def with_times(costs: Mapping[str, dict[str, float]], times: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """Costs with latency, throughput and the time of a training step."""
+    found = {name: dict(figures) for name, figures in costs.items()}
+    for row in times:
+        if row.case == ONE:
+            found[row.side]["latency_ms"] = row.cost["latency_ms"]
+        elif row.case == STEP:
+            found[row.side]["train_step_ms"] = row.cost["latency_ms"]
+        elif "pictures_per_second" in row.cost:
+            found[row.side]["pictures_per_second"] = row.cost["pictures_per_second"]
+    return found
+
+
+def ratios_of(comparisons: Iterable[Comparison]) -> dict[tuple[str, str, str], tuple[float, float, float]]:
+    """(network, other, cost) -> ratio and quartiles; the throughput is the inverse of the time of a batch."""
+    found = {}
+    for c in comparisons:
+        ours, other = c.sides
+        if c.case in (ONE, STEP):
+            found[ours, other, "latency_ms" if c.case == ONE else "train_step_ms"] = (c.ratio, c.low, c.high)
+        else:
+            found[ours, other, "pictures_per_second"] = (1 / c.ratio, 1 / c.high, 1 / c.low)
+    return found
 
 
 # The cases of `time_networks`.

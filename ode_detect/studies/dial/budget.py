@@ -232,7 +232,7 @@ def _walk_to_loss(dial: Dial, order: list[tuple[Setting, float, float]], limit: 
 
 def _walk_to_time(dial: Dial, order: list[tuple[Setting, float, float]], limit: float) -> None:
     """Evaluate the first setting that should be fast enough, and on until one is."""
-    # What is saved was measured beside the full steps, so it is those that it is subtracted from.
+    # What is saved was measured in turns with the full steps, so it is those that it is subtracted from.
     full = dial.times([dial.full.name])[dial.full.name]
     for number, (setting, _, saved) in enumerate(order, start=1):
         if full - saved > limit and number < len(order):

@@ -88,15 +88,8 @@ def grow(
     """
     cfg = load_config(config_file, overrides)
     _check_grown(cfg, wanted)
-    pairs = zip(overrides[::2], overrides[1::2], strict=True)
-    words = [word for pair in pairs for word in pair if pair[0] not in ("SEED", "OUTPUT_DIR")]
     starts = [cfg.MODEL.WEIGHTS, *(str(folder / f"pieces_{count}_start.pth") for count in wanted.counts[1:])]
-    stages = []
-    for count, iterations, weights in zip(wanted.counts, wanted.iterations, starts, strict=True):
-        keys = {"MODEL.ODE.NUM_PIECES": count, "MODEL.ODE.STEPS": count, "SOLVER.MAX_ITER": iterations}
-        stages.append(_training(f"pieces_{count}", config_file, cfg, folder, words, {**keys, "MODEL.WEIGHTS": weights}))
-    keys = {"MODEL.ODE.STEPS": wanted.counts[-1], "SOLVER.MAX_ITER": sum(wanted.iterations)}
-    other = _training("from_the_start", config_file, cfg, folder, words, keys)
+    *stages, other = _trainings(config_file, cfg, folder, overrides, wanted, starts)
     check_runs([*stages, other], training=True)
     _check_order(stages)
     for index, stage in enumerate(stages):
@@ -125,6 +118,21 @@ def grow(
     )
     results.write(folder / "growth.json")
     return results
+
+
+def _trainings(
+    config_file: str, cfg: CfgNode, folder: Path, overrides: Sequence[str], wanted: Growth, starts: Sequence[str]
+) -> list[Training]:
+    """The stages, each from its weights, and then the network that has all pieces from the start."""
+    pairs = zip(overrides[::2], overrides[1::2], strict=True)
+    words = [word for pair in pairs for word in pair if pair[0] not in ("SEED", "OUTPUT_DIR")]
+    trainings = []
+    for count, iterations, weights in zip(wanted.counts, wanted.iterations, starts, strict=True):
+        keys: dict[str, Any] = {"MODEL.ODE.NUM_PIECES": count, "MODEL.ODE.STEPS": count}
+        keys |= {"SOLVER.MAX_ITER": iterations, "MODEL.WEIGHTS": weights}
+        trainings.append(_training(f"pieces_{count}", config_file, cfg, folder, words, keys))
+    keys = {"MODEL.ODE.STEPS": wanted.counts[-1], "SOLVER.MAX_ITER": sum(wanted.iterations)}
+    return [*trainings, _training("from_the_start", config_file, cfg, folder, words, keys)]
 
 
 def _training(

@@ -117,18 +117,10 @@ def project(cfg: CfgNode, wanted: Projection, *, command: str, config_file: str,
     missing = {c: names for c in wanted.counts if not kept.has(names := [f"pieces_{c}_{how}" for how in hows])}
     batches = list(itertools.islice(training_stream(run.cfg, run.task), wanted.batches)) if missing else []
     for count, names in missing.items():
-        fewer = copy.deepcopy(model)
-        for name in names:
-            with _config_errors():
-                if name.endswith("projected"):
-                    report = project_pieces(fewer, batches[:FITTED_BATCHES], count=count)
-                    logger.info("projected on %d pieces:\n%s", count, report)
-                else:
-                    _distil(run, fewer, model, batches, wanted.iterations)
-            run.task.renew(run.cfg, fewer)
-            own = asked.clone()
-            own.MODEL.ODE.NUM_PIECES, own.MODEL.ODE.STEPS, own.MODEL.ODE.DURATION = count, steps, int(duration)
-            _write_network(fewer, own, folder / name, run)
+        own = asked.clone()
+        own.MODEL.ODE.NUM_PIECES, own.MODEL.ODE.STEPS, own.MODEL.ODE.DURATION = count, steps, int(duration)
+        for name, fewer in zip(names, _fewer(run, model, count, batches, wanted.iterations), strict=True):
+            _write_network(fewer, own.clone(), folder / name, run)
             kept.add(name, partial(_measured, run, fewer))
     results = Results(
         what=f"Pieces of {Path(config_file).stem}: {run.task.name}, {run.cfg.DATASETS.TEST[0]}",
@@ -139,6 +131,21 @@ def project(cfg: CfgNode, wanted: Projection, *, command: str, config_file: str,
     results.write(folder / "pieces.json")
     _plot(results.rows, run.task.score, folder / "pieces.png")
     return results
+
+
+def _fewer(run: Run, model: nn.Module, count: int, batches: Sequence[Any], iterations: int) -> Iterator[nn.Module]:
+    """The network with so many pieces: as it is projected, and then, if there are iterations, as it is distilled."""
+    fewer = copy.deepcopy(model)
+    with _config_errors():
+        report = project_pieces(fewer, batches[:FITTED_BATCHES], count=count)
+    logger.info("projected on %d pieces:\n%s", count, report)
+    run.task.renew(run.cfg, fewer)
+    yield fewer
+    if iterations:
+        with _config_errors():
+            _distil(run, fewer, model, batches, iterations)
+        run.task.renew(run.cfg, fewer)
+        yield fewer
 
 
 def _uniform(model: nn.Module) -> tuple[int, int, float]:

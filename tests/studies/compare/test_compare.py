@@ -3,13 +3,11 @@
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
-
 from ode_detect.engine.config import load_config
 from ode_detect.report.comparison import Compared, group
 from ode_detect.report.protocol import from_words
-from ode_detect.report.results import Comparison, Row
-from ode_detect.studies.compare.compare import Request, _protocol, _ratios, _reasons, _warnings, _with_times, opponents
+from ode_detect.report.results import Row
+from ode_detect.studies.compare.compare import Request, _protocol, _reasons, _warnings, opponents
 from ode_detect.studies.compare.measure import MANY, ONE, Loaded
 
 from ...conftest import QUICKSTART
@@ -39,19 +37,6 @@ def test_the_opponent_is_the_one_that_differs_least() -> None:
     assert twins == {"shared": "twin", "wide": "wide_twin", "ablation": "twin"}
     assert ablations == {"shared": "ablation", "wide": "ablation"}
     assert opponents(networks[:2]) == ({}, {})
-
-
-def test_times_of_a_batch_become_throughput() -> None:
-    times = [
-        Row(f"{ONE}: a", "ode", 0, "c", {}, {"latency_ms": 20.0}, ONE),
-        Row(f"{MANY} of 8: a", "ode", 0, "c", {}, {"latency_ms": 80.0, "pictures_per_second": 100.0}, f"{MANY} of 8"),
-    ]
-    assert _with_times({"a": {"parameters": 1}}, times) == {
-        "a": {"parameters": 1, "latency_ms": 20.0, "pictures_per_second": 100.0}
-    }
-    sides = (f"{MANY} of 8: a", f"{MANY} of 8: b", "latency_ms")
-    ratios = _ratios([Comparison(f"{MANY} of 8", *sides, ratio=0.5, low=0.4, high=0.8)])
-    assert ratios == {("a", "b", "pictures_per_second"): pytest.approx((2.0, 1.25, 2.5))}
 
 
 def test_a_reader_is_warned_of_unequal_training_and_machines() -> None:

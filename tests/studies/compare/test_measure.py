@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ode_detect.engine.config import load_config
 from ode_detect.ode import BasicField, FixedStep, ODEBlock
+from ode_detect.report.results import Comparison, Row
 from ode_detect.studies.compare import measure
 from ode_detect.studies.compare.measure import (
     MANY,
@@ -16,9 +17,11 @@ from ode_detect.studies.compare.measure import (
     STEP,
     Loaded,
     TrainingStep,
+    ratios_of,
     sizes,
     time_networks,
     training_costs,
+    with_times,
 )
 
 from ...conftest import QUICKSTART
@@ -129,3 +132,16 @@ def test_a_training_step_finds_the_same_gradients_again() -> None:
         found.append([p.grad.clone() for p in step.model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     assert any(g.any() for g in found[0])
+
+
+def test_times_of_a_batch_become_throughput() -> None:
+    times = [
+        Row(f"{ONE}: a", "ode", 0, "c", {}, {"latency_ms": 20.0}, ONE),
+        Row(f"{MANY} of 8: a", "ode", 0, "c", {}, {"latency_ms": 80.0, "pictures_per_second": 100.0}, f"{MANY} of 8"),
+    ]
+    assert with_times({"a": {"parameters": 1}}, times) == {
+        "a": {"parameters": 1, "latency_ms": 20.0, "pictures_per_second": 100.0}
+    }
+    sides = (f"{MANY} of 8: a", f"{MANY} of 8: b", "latency_ms")
+    ratios = ratios_of([Comparison(f"{MANY} of 8", *sides, ratio=0.5, low=0.4, high=0.8)])
+    assert ratios == {("a", "b", "pictures_per_second"): pytest.approx((2.0, 1.25, 2.5))}
