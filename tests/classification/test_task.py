@@ -24,6 +24,7 @@ from ode_detect.engine.weights import CheckpointError
 from ode_detect.media.errors import DatasetError
 from ode_detect.report.results import Results
 from ode_detect.studies.dial.dial import Dial
+from ode_detect.studies.dial.output import write_choice
 from ode_detect.task import ConfigError
 
 from ..conftest import ROOT, overrides_for_shapes
@@ -82,7 +83,7 @@ def test_a_network_with_other_steps_learns_its_training_pictures_anew(
     full, one = dial.settings([1, 2], ["midpoint"], None)
     for setting in (one, full):
         dial.evaluate(setting)
-    known = [load_config(dial.write_choice(setting, "a claim")).MODEL.WEIGHTS for setting in (one, full)]
+    known = [load_config(write_choice(dial, setting, "a claim")).MODEL.WEIGHTS for setting in (one, full)]
     assert known[1] == str(Path(trained[0][-1]) / "model_final.pth")
     ours, full_steps = (torch.load(path, weights_only=True)["model"] for path in known)
     assert float(ours["familiarity.threshold"]) > 0
@@ -90,7 +91,7 @@ def test_a_network_with_other_steps_learns_its_training_pictures_anew(
     assert torch.equal(dial.model.familiarity.means, full_steps["familiarity.means"])
     dial.run.cfg.defrost()
     dial.run.cfg.DATASETS.TRAIN = ("nowhere",)
-    path = load_config(dial.write_choice(one, "without data")).MODEL.WEIGHTS
+    path = load_config(write_choice(dial, one, "without data")).MODEL.WEIGHTS
     assert float(torch.load(path, weights_only=True)["model"]["familiarity.threshold"]) == 0
 
 

@@ -158,7 +158,7 @@ def test_ids_that_pycocotools_miscounts_are_numbered_anew(ids: tuple[int, int]) 
     raw = content(annotations=[annotation(ids[0]), annotation(ids[1], image_id=2)])
     assert ap50(raw) < 1, "an id of 0 or a repeated one costs objects"
     after, (problem,) = repair(raw, NOWHERE)
-    assert problem.done == "all numbered anew"
+    assert problem.done == "all numbered again"
     assert ap50(after) == 1
 
 

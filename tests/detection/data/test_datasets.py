@@ -17,9 +17,9 @@ from detectron2.data.datasets import load_coco_json, register_coco_instances, re
 from detectron2.evaluation import PascalVOCDetectionEvaluator
 from detectron2.structures import Boxes, Instances
 
+from ode_detect.detection.data.annotations import to_records
 from ode_detect.detection.data.datasets import (
     DatasetError,
-    annotations,
     check_test_data,
     custom,
     read_dataset,
@@ -374,7 +374,7 @@ def test_coco128_loads_with_its_crowds_and_masks() -> None:
         pytest.skip("needs coco128: put it into ../shared/data, or set ODE_DETECT_SHARED_DATA")
     theirs = load_coco_json(str(files[0]), "images", f"theirs {files[0]}")
     content, problems = custom.Source("coco128", Path("images"), files[0]).read()
-    ours = annotations.to_records(content, Path("images"))
+    ours = to_records(content, Path("images"))
     assert not problems
     assert len(ours) == 128
     assert any(a["iscrowd"] for record in ours for a in record["annotations"])

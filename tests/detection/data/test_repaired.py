@@ -49,8 +49,8 @@ def test_a_repaired_copy_has_nothing_wrong_and_the_original_is_untouched(squares
     ]
     assert any("boxes rescaled: 4.png is 48 x 40" in change for change in copy.changes)
     for sample in again.samples(8):
-        for x0, y0, x1, y1 in sample["boxes"].round().astype(int):
-            inside = sample["image"][y0 + 3 : y1 - 2, x0 + 3 : x1 - 2]
+        for x0, y0, x1, y1 in sample.boxes.round().astype(int):
+            inside = sample.image[y0 + 3 : y1 - 2, x0 + 3 : x1 - 2]
             assert inside.mean() > 225, f"squares are white, {sample['name']}"
 
 
