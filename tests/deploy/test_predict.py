@@ -18,7 +18,7 @@ from pycocotools.coco import COCO
 
 from ode_detect.deploy import predict as predicting
 from ode_detect.deploy.predict import Summary, predict, read_ahead, same_size_batches
-from ode_detect.detection import task as tasks
+from ode_detect.detection import predict as drawing
 from ode_detect.engine.build import build_network
 from ode_detect.engine.checkpoint import Checkpointer
 from ode_detect.engine.config import load_config
@@ -48,7 +48,7 @@ TEST += ["MODEL.RPN.PRE_NMS_TOPK_TEST", "100", "MODEL.RPN.POST_NMS_TOPK_TEST", "
 @pytest.fixture(autouse=True)
 def plain(request: pytest.FixtureRequest, monkeypatch) -> None:
     """Drawing is tested elsewhere, and takes longer than all the rest."""
-    monkeypatch.setattr(tasks, "draw_detections", lambda image, **numbers: image)
+    monkeypatch.setattr(drawing, "draw_detections", lambda image, **numbers: image)
 
 
 @pytest.fixture(scope="module")
@@ -317,7 +317,7 @@ def test_what_cannot_be_drawn_is_predicted_all_the_same(
 
     expected = content_of(weights, pictures, tmp_path / "all")
     with monkeypatch.context() as patch:
-        patch.setattr(tasks, "draw_detections", draw)
+        patch.setattr(drawing, "draw_detections", draw)
         summary = predict(a_run(tmp_path / "out"), [str(pictures)], weights=weights)
     assert (summary.done, len(summary.failed)) == (8, 5)
     told = content(tmp_path / "out")
