@@ -7,7 +7,6 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 import cv2
@@ -15,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 from pycocotools.coco import COCO
+from torch import nn
 
 from ode_detect.deploy import predict as predicting
 from ode_detect.deploy.predict import Summary, predict, read_ahead, same_size_batches
 from ode_detect.detection import predict as drawing
+from ode_detect.detection.optimize import optimize_detector
 from ode_detect.engine.build import build_network
 from ode_detect.engine.checkpoint import Checkpointer
 from ode_detect.engine.config import load_config
@@ -393,14 +394,20 @@ def test_a_stopped_video_can_be_watched_and_is_begun_anew(weights: str, tmp_path
     assert not list((tmp_path / "out").rglob("*.partial*"))
 
 
-def test_an_optimised_network_predicts_the_same(weights: str, pictures: Path, tmp_path: Path) -> None:
+def test_an_optimised_network_predicts_the_same(
+    weights: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is optimised on the first batch of the input: there is no test set here."""
     predict(a_run(tmp_path / "a"), [str(pictures)], weights=weights)
     seen = []
     run = a_run(tmp_path / "b", "MODEL.OPTIMIZE_FOR_INFERENCE", "True")
-    float32 = SimpleNamespace(**vars(run.task))
-    float32.optimize = lambda m, batch: (seen.append(len(batch)), run.task.optimize(m, batch, precision="float32"))[1]
-    predict(Run(run.cfg, float32, run.folder, "test", run.config_file), [str(pictures)], weights=weights, batch=2)
+
+    def float32(model: nn.Module, batch: list[dict]) -> tuple[nn.Module, object]:
+        seen.append(len(batch))
+        return optimize_detector(model, batch, precision="float32")
+
+    monkeypatch.setattr(run.task, "optimize", float32)
+    predict(run, [str(pictures)], weights=weights, batch=2)
     assert seen == [2]
     assert_same_annotations(content(tmp_path / "a")["annotations"], content(tmp_path / "b")["annotations"])
 
