@@ -23,16 +23,9 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
-from ode_detect.classification.metrics import METRICS as OF_CLASSIFICATION
-from ode_detect.detection.metrics import METRICS as OF_DETECTION
 from ode_detect.engine.config_reference import read_keys, to_markdown, unused_to_markdown
-from ode_detect.report.metrics import declare
 from ode_detect.report.readme import fill
 from ode_detect.report.results import Results
-
-# As `ode_detect.engine.tasks` does, which needs torch.
-declare(*OF_DETECTION)
-declare(*OF_CLASSIFICATION)
 
 PICTURES = (".png", ".jpg")
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from ode_detect.media.errors import DatasetError
 from ode_detect.report.examples import Examples
-from ode_detect.report.metrics import Quantity
+from ode_detect.report.metrics import Quantity, quantity
 from ode_detect.report.plots import Curve
 
 Example = dict[str, Any]
@@ -61,7 +61,6 @@ class Task(ABC):
     Attributes:
         name: as in the config.
         metric: the main metric, as the evaluator calls it. The best checkpoint is chosen by it.
-        better: "max" if a higher value is better, "min" if a lower one is.
         quantities: the metrics: how they are called and shown.
         plotted: the metrics that are plotted over the training.
         plot_file: name of that plot in the run folder.
@@ -70,7 +69,6 @@ class Task(ABC):
 
     name: str
     metric: str
-    better: str = "max"
     quantities: tuple[Quantity, ...] = ()
     plotted: tuple[str, ...] = ()
     plot_file: str = "metrics.png"
@@ -80,6 +78,11 @@ class Task(ABC):
     def score(self) -> str:
         """The main metric as results call it: "AP50" of "bbox/AP50"."""
         return self.metric.rpartition("/")[2]
+
+    @property
+    def better(self) -> str:
+        """Direction of the main metric, for the best checkpoint: "max", or "min" if less is better."""
+        return "min" if quantity(self.score).better == "less" else "max"
 
     # Config and data
 
@@ -176,7 +179,7 @@ class Task(ABC):
 
         Returns:
             Whether there was anything to `forget`. Where the training data are not there, or the model gives what is
-            not finite, it stays forgotten, with a warning.
+            not finite, it stays incomplete, with a warning.
         """
         if not self.forget(model):
             return False
@@ -185,7 +188,7 @@ class Task(ABC):
             with inference_context(model), torch.no_grad():
                 self.after_training(cfg, model)
         except (DatasetError, FloatingPointError) as error:
-            logger.warning("the network will not know its training pictures: %s", error)
+            logger.warning("the network could not be completed again after its weights or solvers changed: %s", error)
         finally:
             model.train(training)  # Detectron2's context does not give it back after an error.
         return True

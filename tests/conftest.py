@@ -14,8 +14,6 @@ import numpy as np
 import pytest
 from torch import nn
 
-import ode_detect.engine.tasks  # noqa: F401  registers networks and declares metrics
-
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
 

@@ -97,7 +97,7 @@ def test_a_model_is_completed_again_in_evaluation_or_stays_forgotten(
     assert seen == [(True, False, False)]
     assert model.training
     expected = isinstance(error, (DatasetError, FloatingPointError))
-    assert ("will not know its training pictures" in said.text) is expected
+    assert ("could not be completed again" in said.text) is expected
 
 
 def test_a_wrong_config_is_a_wrong_value() -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure what the continuous core costs, each side beside what it is compared with, taking turns in one process.
+"""Measure what the continuous core costs, each side and what it is compared with taking turns in one process.
 
 Ratios are what is claimed; wall times depend on the machine and the day. About 25 minutes on 2 cores. Each section is
 written when it is through; the other sections of the file stay, if they are of the same commit and machine.

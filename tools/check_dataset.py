@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Check data sets before training: counts, classes, box sizes beside the anchors, and whatever is wrong.
+"""Check data sets before training: counts, classes, box sizes and anchors, and whatever is wrong.
 
 Examples:
     python tools/check_dataset.py --config-file configs/quickstart.yaml

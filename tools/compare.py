@@ -40,7 +40,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--train", action="store_true", help="train the runs that are missing or not finished")
     source.add_argument("--weights", nargs="+", default=[], metavar="FILE", help="a checkpoint for each network")
-    parser.add_argument("--evaluate", action="store_true", help="evaluate the last weights of each run anew")
+    parser.add_argument("--evaluate", action="store_true", help="evaluate the last weights of each run again")
     parser.add_argument("--turn", action="store_true", help="also evaluate with half the step and by another method")
     parser.add_argument("--dial", nargs="+", default=[], metavar="FILE", help="also draw these dial.json")
     parser.add_argument("--seconds", type=float, default=20.0, metavar="X", help="for each of the three timings (20)")

@@ -18,7 +18,7 @@ DIR gets
     frames/           for each video a line of JSON a frame: frame (from 0), time in seconds, annotations
 
 Folders are searched with their subfolders, without what this tool has drawn. A command that was stopped goes on with
-the rest when it is given again; one that was finished is done anew.
+the rest when it is given again; one that was finished is done again.
 
 Exit code: 0 all done; 1 some inputs could not be read, or not to their end, and the rest is done; 2 a mistake, such as
 nothing to predict on; 130 stopped.

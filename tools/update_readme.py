@@ -12,16 +12,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ode_detect.classification.metrics import METRICS as OF_CLASSIFICATION
-from ode_detect.detection.metrics import METRICS as OF_DETECTION
 from ode_detect.engine.recipes import to_markdown
 from ode_detect.media.files import write_text
-from ode_detect.report.metrics import declare
 from ode_detect.report.readme import fill
 
-# As `ode_detect.engine.tasks` does, which takes seconds to import.
-declare(*OF_DETECTION)
-declare(*OF_CLASSIFICATION)
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ode_detect.report.metrics import Quantity, fraction
+from ode_detect.report.metrics import PRECISION_RECALL_F1, Quantity, fraction
 
 # A good classifier is wrong in less than one picture of a hundred: two digits of a percent.
 METRICS = (
@@ -12,8 +12,7 @@ METRICS = (
     fraction("top1_other_method", "top-1, other method", digits=2),
     fraction("top5", "top-5", digits=2),
     fraction("accuracy", digits=2),
-    # Means over classes, which say little that top1 does not.
-    *(fraction(name, detail="top1") for name in ("precision", "recall", "f1")),
+    *PRECISION_RECALL_F1,
     fraction("ece", "ECE", digits=2, better="less"),
     # Of the test set's own pictures neither more nor fewer should be unfamiliar than were meant to be.
     fraction("unfamiliar", better="", detail="*"),

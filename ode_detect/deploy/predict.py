@@ -106,7 +106,7 @@ def predict(run: Run, given: Sequence[str], *, weights: str = "", batch: int = 1
     network = Network(run, weights, batch, summary)
     with alone_in(run.folder), Predictions(run.folder, _settings(run.cfg, network.weights)) as kept:
         if kept.dropped:
-            _say(f"{run.folder} holds a stopped command with other settings; beginning anew.")
+            _say(f"{run.folder} holds a stopped command with other settings; beginning again.")
         keys = dict(zip(drawn, inputs, strict=True))
         rest = {key: item for key, item in keys.items() if key not in kept}
         summary.kept = len(keys) - len(rest)

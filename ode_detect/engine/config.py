@@ -37,7 +37,7 @@ def add_ode_config(cfg: CfgNode) -> None:
 
 def _add_run_config(cfg: CfgNode) -> None:
     """Add the keys that all tasks share."""
-    # What is trained: "detection" or "classification".
+    # What is trained, a task by its name: "detection" or "classification".
     cfg.TASK = "detection"
 
     # Go on when MODEL.WEIGHTS does not fill the network: what is not in the file keeps its random start.
@@ -48,7 +48,7 @@ def _add_run_config(cfg: CfgNode) -> None:
     # Keep the network, and what goes through it, in the memory format channels_last: convolutions are faster, GN on a
     # CPU many times slower, so flows with GN stay contiguous. Else for networks with BN or FrozenBN.
     cfg.MODEL.CHANNELS_LAST = False
-    # Evaluate (--eval-only) a copy of the detector that was made faster, and compared on the first test picture.
+    # Evaluate (--eval-only) a copy of the network that was made faster, and compared on the first test picture.
     cfg.MODEL.OPTIMIZE_FOR_INFERENCE = False
 
     # "SGD" (with MOMENTUM and NESTEROV) or "AdamW".

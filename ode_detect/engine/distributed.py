@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
+from detectron2.engine import create_ddp_model
 from detectron2.utils import comm
 from torch import Tensor, nn
 
@@ -103,7 +104,5 @@ def data_parallel(cfg: CfgNode, model: nn.Module) -> nn.Module:
     Parameters without a gradient are looked for in each iteration: a flow with fewer steps than pieces has some, and so
     has an FPN with a level that no head reads.
     """
-    from detectron2.engine import create_ddp_model
-
     device_ids = None if cfg.MODEL.DEVICE == "cpu" else [comm.get_local_rank()]
     return create_ddp_model(model, broadcast_buffers=False, device_ids=device_ids, find_unused_parameters=True)

@@ -25,11 +25,11 @@ from .classes import match_classes
 from .distributed import agreed, average_gradients, averaged, broadcast_state, data_parallel, from_main
 from .ema import AveragedWeights
 from .hooks import BestCheckpointer, IterationTimer, PeriodicCheckpointer, RecordSolves, StopOnSignal, WatchBoxes
-from .metrics import LogWriter
 from .optimizer import build_optimizer, build_scheduler, optimizer_state, parameter_names
 from .sampling import drawn_by_picture, seed_iteration, shared_generator
 from .second_pass import make_second_pass
 from .weights import CheckpointError
+from .writers import LogWriter
 
 # Hooks whose state older checkpoints have under another name.
 _RENAMED_HOOKS = {"HandedOut": "AveragedWeights"}

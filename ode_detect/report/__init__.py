@@ -1,7 +1,8 @@
 """Tables, plots and pictures of results. Knows numbers and pixels, not networks.
 
-- ``results``: the one shape of all numbers that are claimed, read, written, merged and laid out as tables.
-- ``readme``: the tables of a Markdown file, filled from those numbers.
-- ``plots``: curves of a training run.
-- ``pictures``: pictures with boxes.
+- ``results``, ``rows``, ``protocol``: the one shape of all numbers that are claimed, read, written and merged.
+- ``metrics``: how quantities are called and shown; ``tables``: results as tables; ``readme``: those of Markdown files.
+- ``comparison``, ``page``: several networks compared, on a page.
+- ``plots``, ``ratios``, ``dial``, ``overlays``, ``confusion``: plots.
+- ``canvas``, ``examples``: pictures.
 """

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -64,38 +67,60 @@ COSTS = {
         Quantity("held_mib", "held by the process", "MiB", better="less", detail="*"),
     )
 }
+# Shared by tasks: means over classes, which say little where there is top1.
+PRECISION_RECALL_F1 = tuple(fraction(name, detail="top1") for name in ("precision", "recall", "f1"))
 _DECLARED: list[tuple[Quantity, ...]] = []
 
 
 def declare(*metrics: Quantity) -> None:
-    """Make the metrics of a task known, in the order of their columns; a second time nothing happens."""
-    if metrics not in _DECLARED:
-        _DECLARED.append(metrics)
+    """Make the metrics of a task known, in the order of their columns; a second time nothing happens.
+
+    Raises:
+        ValueError: another task has a metric of the same name that is shown in another way.
+    """
+    if metrics in _DECLARED:
+        return
+    known = {one.name: one for group in _DECLARED for one in group}
+    for one in metrics:
+        if known.get(one.name, one) != one:
+            raise ValueError(
+                f"a metric is shown in one way, and {one.name} is declared as {known[one.name]} and as {one}; give one "
+                "of them another name."
+            )
+    _DECLARED.append(metrics)
+
+
+@cache
+def _declare_ours() -> None:
+    """Declare ``METRICS`` of the file ``metrics.py`` of each task, which imports no network."""
+    for file in sorted(Path(__file__).parents[1].glob("*/metrics.py")):
+        if file.parent.name != "report":
+            declare(*import_module(f"ode_detect.{file.parent.name}.metrics").METRICS)
+
+
+def _groups() -> list[tuple[Quantity, ...]]:
+    _declare_ours()
+    return _DECLARED
 
 
 def quantity(name: str) -> Quantity:
     """What is known of a metric or a cost; one that nobody declared is a number without unit and direction."""
-    assert _DECLARED or name in COSTS, "no task has declared its metrics; ode_detect.engine.tasks does it for all"
-    known = [*COSTS.values(), *(one for group in _DECLARED for one in group)]
-    for one in known:
-        if one.name == name:
-            return one
-    family = [one for one in known if one.family and name.startswith(one.name)]
-    return (
-        Quantity(name, "", family[0].unit, family[0].factor, family[0].digits, family[0].better)
-        if family
-        else Quantity(name)
-    )
+    known = [*COSTS.values(), *(one for group in _groups() for one in group)]
+    exact = next((one for one in known if one.name == name), None)
+    family = next((one for one in known if one.family and name.startswith(one.name)), None)
+    if exact or not family:
+        return exact or Quantity(name)
+    return Quantity(name, "", family.unit, family.factor, family.digits, family.better)
 
 
 def names() -> list[str]:
     """Names of all metrics that are declared."""
-    return list(dict.fromkeys(one.name for group in _DECLARED for one in group))
+    return list(dict.fromkeys(one.name for group in _groups() for one in group))
 
 
 def in_order(found: Iterable[str]) -> list[str]:
     """Metrics in the order of the task that has most of them; those that it does not have follow as they come."""
     there = list(dict.fromkeys(found))
-    groups = [[one.name for one in group] for group in _DECLARED]
+    groups = [[one.name for one in group] for group in _groups()]
     order = max(groups, key=lambda group: len(set(group) & set(there)), default=[])
     return [name for name in order if name in there] + [name for name in there if name not in order]

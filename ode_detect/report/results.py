@@ -28,9 +28,9 @@ class Results:
     Attributes:
         what: What was measured, the title of the table.
         command: The command that gives these numbers again.
-        commit: The commit it ran on, see ``commit``.
+        commit: The commit it ran on, with ``-dirty`` if files differed from it.
         date: The day, ISO 8601.
-        machine: See ``machine``.
+        machine: Processor, cores and versions.
         protocol: Data, split, and how the metrics are computed, clause by clause.
         rows: One per network and seed.
         comparisons: The ratios that a benchmark states between its rows.

@@ -15,8 +15,6 @@ from .rows import Comparison, Row
 
 ROLE_WORDS = {"ode": "ODE", "twin": "twin", "ablation": "ablation", "baseline": "baseline", "floor": "floor"}
 
-
-# How a cost is shown: heading and factor.
 # A table of more quantities than these leaves out the details, which are in the file.
 _WIDEST = 12
 

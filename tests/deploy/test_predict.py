@@ -223,7 +223,7 @@ def test_other_settings_and_changed_pictures_are_done_anew(
         with pytest.raises(KeyboardInterrupt, match="6 of 8"):
             predict(a_run(tmp_path / "out", "TEST.SCORE_THRESHOLD", threshold), [str(pictures)], weights=weights)
         stops.pop(0)
-    assert "other settings; beginning anew" in capsys.readouterr().err
+    assert "other settings; beginning again" in capsys.readouterr().err
     cv2.imwrite(str(pictures / "0.png"), np.zeros((70, 70, 3), dtype=np.uint8))
     summary = predict(a_run(tmp_path / "out", "TEST.SCORE_THRESHOLD", "0.4"), [str(pictures)], weights=weights)
     assert (summary.done, summary.kept) == (8, 5)

@@ -12,8 +12,9 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 
-from ode_detect.engine import build, train
 from ode_detect.engine import run as runs
+from ode_detect.engine import train
+from ode_detect.engine import trainer as trainers
 from ode_detect.engine.build import build_network
 from ode_detect.engine.checkpoint import CheckpointError
 from ode_detect.engine.config import load_config
@@ -342,7 +343,13 @@ def test_a_resume_in_other_circumstances_is_the_uninterrupted_run_too(
     squares_run: Overrides, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With workers, grouped pictures, autocast, and a network that draws."""
-    monkeypatch.setattr(build, "build_network", with_dropout)
+    built = []
+
+    def drawing(cfg: CfgNode) -> torch.nn.Module:
+        built.append(cfg)
+        return with_dropout(cfg)
+
+    monkeypatch.setattr(trainers, "build_network", drawing)
     how = ["DATALOADER.NUM_WORKERS", "2", "DATALOADER.ASPECT_RATIO_GROUPING", "True", "SOLVER.AMP.ENABLED", "True"]
     whole = open_run(squares_run("a", *how, "SOLVER.MAX_ITER", "4"))
     train.train(whole, resume=False)
@@ -350,6 +357,7 @@ def test_a_resume_in_other_circumstances_is_the_uninterrupted_run_too(
         train_until(open_run(squares_run("b", *how, "SOLVER.MAX_ITER", "4")), 1, lambda: os.kill(os.getpid(), 2))
     again = open_run(squares_run("b", *how, "SOLVER.MAX_ITER", "4"), resume=True)
     train.train(again, resume=True)
+    assert len(built) == 3
     assert same(final(whole)["model"], final(again)["model"])
 
 

@@ -21,6 +21,7 @@ from ode_detect.engine.tasks import TASKS, register_task
 from ode_detect.engine.train import evaluate_only, train
 from ode_detect.media.errors import DatasetError
 from ode_detect.report.examples import Drawn, Examples
+from ode_detect.report.metrics import Quantity
 from ode_detect.report.results import Results
 from ode_detect.studies.compare import figures, measure
 from ode_detect.studies.compare.compare import Request, compare
@@ -103,7 +104,7 @@ class BrightnessPredictor(Predictor):
 class Brightness(Task):
     name = "brightness"
     metric = "brightness/MAE"
-    better = "min"
+    quantities = (Quantity("MAE", better="less"),)
     plotted = ("brightness/MAE",)
 
     def add_config(self, cfg: CfgNode) -> None:
@@ -185,6 +186,6 @@ def test_a_fifth_task_needs_no_change_in_the_package(
     request = Request(tuple(files), tmp_path / "compared", "", seconds=0.05)
     compared, written = compare(request)
     assert {(one.name, one.role) for one in compared.rows} == {("bright_ode", "ode"), ("bright_twin", "twin")}
-    assert "MAE" in (tmp_path / "compared" / "comparison.md").read_text()
+    assert "MAE\u00a0↓" in (tmp_path / "compared" / "comparison.md").read_text()
     assert Results.read(tmp_path / "compared").rows == compared.rows
     assert all(path.exists() for path in written)

@@ -1,10 +1,6 @@
 import pytest
 
-from ode_detect.ode import (
-    Adaptive,
-    FixedStep,
-    adaptive_methods,
-)
+from ode_detect.ode import Adaptive, FixedStep, adaptive_methods
 from ode_detect.ode.adaptive import takes_steps
 
 

@@ -4,15 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ode_detect.ode import (
-    Adaptive,
-    Auto,
-    Backprop,
-    Checkpoint,
-    FixedStep,
-    ODEBlock,
-    Reversible,
-)
+from ode_detect.ode import Adaptive, Auto, Backprop, Checkpoint, FixedStep, ODEBlock, Reversible
 from ode_detect.ode.gradients import GRADIENTS, make_gradient, scheme_for
 
 

@@ -4,14 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ode_detect.ode import (
-    BasicField,
-    BlockRecord,
-    FixedStep,
-    ODEBlock,
-    in_pieces,
-    record_solves,
-)
+from ode_detect.ode import BasicField, BlockRecord, FixedStep, ODEBlock, in_pieces, record_solves
 from ode_detect.ode.tally import Observer, Tally
 
 

@@ -116,7 +116,7 @@ def test_networks_may_have_different_numbers_of_seeds() -> None:
     assert summary(mixed, "AP50")[-1] == "2 seeds tell nothing about significance (twin)."
     assert numbers(mixed).caption.startswith("Mean ± standard deviation over seeds")
     single = Compared(group([*three, ROWS[2]]), twins={"ode": "twin"})
-    assert summary(single, "AP50")[-1] == "One seed tells nothing about significance (twin)."
+    assert summary(single, "AP50")[-1] == "One seed says nothing about significance (twin)."
     assert cells(differences(single), "AP50 (points)")[0].small == "one seed, spread unknown"
 
 

@@ -1,5 +1,8 @@
 """Quantities: how they are called and shown."""
 
+import subprocess
+import sys
+
 import pytest
 
 from ode_detect.engine.tasks import TASKS
@@ -47,11 +50,18 @@ def test_every_cost_is_better_in_one_direction() -> None:
     assert all(name == one.name for name, one in COSTS.items())
 
 
-def test_a_group_is_declared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_is_declared_once_and_a_name_in_one_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "_DECLARED", [])
-    with pytest.raises(AssertionError, match="no task has declared"):
-        quantity("AP")
     for _ in range(2):
         declare(Quantity("RMSE", unit="m", better="less"))
     assert names() == ["RMSE"]
     assert quantity("RMSE").heading == "RMSE (m)"
+    with pytest.raises(ValueError, match="RMSE is declared as .* and as"):
+        declare(Quantity("RMSE"))
+
+
+def test_results_are_shown_rightly_by_report_alone() -> None:
+    code = "from ode_detect.report.metrics import quantity; import sys;"
+    code += "print(quantity('AP50').heading, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "AP50 (%) False\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,6 @@ from ode_detect.ode.names import UnknownNameError, check_name
 
 from .sources import Pictures, Source
 
-logger = logging.getLogger("ode_detect.classification")
 _KEYS = ("NAME", "IMAGES")
 # Sets of pictures of one size are held in memory if they are no larger than this.
 _WHOLE_BYTES = 2 << 30

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,8 +29,6 @@ from .figures import Folders
 from .measure import MANY, ONE, PICTURES, STEP, Loaded, costs_of, ratios_of, sizes, time_networks, with_times
 from .runs import differing_keys, plan
 from .turned import CHANGES, TURNED, turned
-
-logger = logging.getLogger("ode_detect.studies")
 
 
 @dataclass(frozen=True)
@@ -334,7 +331,7 @@ def _reasons(request: Request, rows: Iterable[Row]) -> dict[tuple[str, str], str
                 reasons[row.name, metric] = "no flows, or not solved in that way"
             elif metric not in row.metrics:
                 reasons[row.name, metric] = (
-                    "the evaluation gave no such number, or an earlier version evaluated; --evaluate does it anew"
+                    "the evaluation gave no such number, or an earlier version evaluated; --evaluate does it again"
                 )
         if "train_minutes" not in row.cost:
             why = "weights were given, so nothing is known of their training" if request.weights else "not logged"

@@ -1,8 +1,7 @@
-"""Which run folder belongs to which config and seed, whether it may be compared, and training what is not there."""
+"""Which run folder belongs to which config and seed, and whether it may be compared."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,6 @@ from ode_detect.studies.trainings import Training, plain
 from ode_detect.task import ConfigError
 
 from .choice import choose
-
-logger = logging.getLogger("ode_detect.studies")
 
 
 def plan(

@@ -1,4 +1,4 @@
-"""How many pieces the flows of a network need: a trained one projected on fewer, and one grown by splitting them."""
+"""Fewer pieces for the flows of a trained network, by projection and distillation."""
 
 from __future__ import annotations
 

@@ -2,12 +2,7 @@
 
 from torch import nn
 
-from ode_detect.ode import (
-    BasicField,
-    FixedStep,
-    ODEBlock,
-    in_pieces,
-)
+from ode_detect.ode import BasicField, FixedStep, ODEBlock, in_pieces
 
 
 def flow(pieces="piecewise", field=BasicField, steps=3, norm="FrozenBN", **arguments):

@@ -5,10 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ode_detect.ode import (
-    BottleneckField,
-    ODEBlock,
-)
+from ode_detect.ode import BottleneckField, ODEBlock
 from ode_detect.ode.conversion.residual import ResidualBranch
 from ode_detect.ode.inference import packing
 from ode_detect.ode.inference.optimize import optimize_for_inference

@@ -10,7 +10,7 @@ import pytest
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils.events import EventStorage
 
-from ode_detect.engine.metrics import LogWriter, ProgressWriter
+from ode_detect.engine.writers import LogWriter, ProgressWriter
 
 
 @pytest.fixture
