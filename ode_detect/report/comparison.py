@@ -177,7 +177,7 @@ def summary(compared: Compared, metric: str) -> tuple[str, ...]:
     few = [network for network in compared.networks if len(network.rows) < 3]
     if few:
         fewest = min(len(network.rows) for network in few)
-        many = "One seed tells" if fewest == 1 else f"{fewest} seeds tell"
+        many = "One seed says" if fewest == 1 else f"{fewest} seeds say"
         which = f" ({', '.join(network.name for network in few)})" if len(few) < len(compared.networks) else ""
         sentences.append(f"{many} nothing about significance{which}.")
     return tuple(sentences)

@@ -56,7 +56,7 @@ def test_a_group_is_declared_once_and_a_name_in_one_way(monkeypatch: pytest.Monk
         declare(Quantity("RMSE", unit="m", better="less"))
     assert names() == ["RMSE"]
     assert quantity("RMSE").heading == "RMSE (m)"
-    with pytest.raises(ValueError, match="RMSE is declared as .* and as"):
+    with pytest.raises(ValueError, match=r"RMSE is declared as .* and as"):
         declare(Quantity("RMSE"))
 
 
