@@ -106,14 +106,14 @@ def test_the_summary_states_numbers_and_claims_nothing_from_two_seeds() -> None:
     assert "0.50 × the parameters" in twin
     assert "1.30 × the latency" in twin
     assert "ode against its ablation: AP50 +35.0" in ablation
-    assert seeds == "2 seeds tell nothing about significance."
+    assert seeds == "2 seeds say nothing about significance."
     assert "no RMSE" in summary(COMPARED, "RMSE")[0]
 
 
 def test_networks_may_have_different_numbers_of_seeds() -> None:
     three = [row("ode", "ode", seed, 0.8) for seed in range(3)]
     mixed = Compared(group([*three, *ROWS[2:4]]), twins={"ode": "twin"})
-    assert summary(mixed, "AP50")[-1] == "2 seeds tell nothing about significance (twin)."
+    assert summary(mixed, "AP50")[-1] == "2 seeds say nothing about significance (twin)."
     assert numbers(mixed).caption.startswith("Mean ± standard deviation over seeds")
     single = Compared(group([*three, ROWS[2]]), twins={"ode": "twin"})
     assert summary(single, "AP50")[-1] == "One seed says nothing about significance (twin)."
