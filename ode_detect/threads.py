@@ -2,8 +2,8 @@
 
 The threads of a layer wait for the slowest of them. GNU OpenMP, which torch's wheels for Linux bring, lets them spin
 for milliseconds before they sleep. Where another process has taken the core of one thread, the others keep their cores
-busy with waiting, and an iteration takes many times as long. What is won and lost by sleeping
-soon is in ``results/benchmark_threads.json``. Neither the number of threads nor a result depends on it.
+busy with waiting, and an iteration takes many times as long. ``results/benchmark_threads.json`` says what sleeping soon
+wins and loses. Neither the number of threads nor a result depends on it.
 """
 
 from __future__ import annotations
