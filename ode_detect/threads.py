@@ -12,7 +12,7 @@ import os
 
 # What GNU OpenMP reads, once, when it is loaded: how often a thread looks before it sleeps; and in words.
 VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-SETTING = {"GOMP_SPINCOUNT": "1000"}
+SETTING = {"GOMP_SPINCOUNT": "4000"}
 
 
 def set_waiting() -> None:

@@ -72,6 +72,6 @@ def test_the_library_changes_no_environment() -> None:
 
 
 def test_the_setting_and_who_made_it_are_in_words(environment: pytest.MonkeyPatch) -> None:
-    assert describe_waiting() == "GOMP_SPINCOUNT=1000 (set by the commands of tools/)"
+    assert describe_waiting() == "GOMP_SPINCOUNT=4000 (set by the commands of tools/)"
     environment.setenv("OMP_WAIT_POLICY", "PASSIVE")
     assert describe_waiting() == "OMP_WAIT_POLICY=PASSIVE (of your environment)"
