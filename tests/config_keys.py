@@ -2,12 +2,13 @@
 
 import ast
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 
-from ode_detect.engine.config import flat
+from ode_detect.engine.config import default_values, flat
+from ode_detect.engine.config_reference import read_keys
 
 from .conftest import ROOT
 
@@ -17,6 +18,16 @@ def added(add: Callable[[CfgNode], None]) -> dict[str, Any]:
     before, cfg = flat(get_cfg()), get_cfg()
     add(cfg)
     return {key: value for key, value in flat(cfg).items() if key not in before or before[key] != value}
+
+
+def assert_documented(defaults: Mapping[str, Any]) -> None:
+    """Assert that keys have their defaults in a whole config, and on the page of keys, with type and comment."""
+    everything, page = default_values(), {key.name: key for key in read_keys()}
+    for key, value in defaults.items():
+        assert everything[key] == value, key
+        assert eval(page[key].default, {}) == value, key
+        assert page[key].type == type(value).__name__, key
+        assert page[key].comment, key
 
 
 @functools.cache

@@ -101,8 +101,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
         ConfigError: no such file, not yaml, an unknown key (with the nearest one), or a value of the wrong type or
             out of range.
     """
-    cfg = get_cfg()
-    add_ode_config(cfg)
+    cfg = default_config()
     if not Path(path).is_file():
         hint = moved(path) or " the ones that come with ode_detect are in configs/."
         raise ConfigError(f"there is no config file {str(path)!r};{hint}")
@@ -145,11 +144,16 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     return _merged(_with_bases(Path(path)))
 
 
-def default_values() -> dict[str, Any]:
-    """The values of all keys, `flat`, before anything is set."""
+def default_config() -> CfgNode:
+    """Detectron2's config with our keys, before anything is set."""
     cfg = get_cfg()
     add_ode_config(cfg)
-    return flat(cfg)
+    return cfg
+
+
+def default_values() -> dict[str, Any]:
+    """The values of all keys, `flat`, before anything is set."""
+    return flat(default_config())
 
 
 def flow_settings(cfg: CfgNode) -> tuple[dict[str, int], dict[str, str]]:

@@ -22,6 +22,7 @@ from ode_detect.task import ConfigError
 
 from .distributed import ProcessFailedError, started_by_torchrun
 from .launch import run_tool
+from .provenance import cores
 
 # Seconds that the others have to end on their own when one process has failed.
 _GRACE = 5.0
@@ -225,11 +226,6 @@ def _check_port(plan: Layout) -> None:
             f"--dist-url names a free port of machine 0, and {plan.address}:{plan.port} cannot be listened on "
             f"({error.strerror}); another run may have it, or its leftover. Give another; one machine needs none."
         ) from error
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def join(plan: Layout, device: str) -> None:

@@ -30,7 +30,7 @@ def provenance(command: str) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """Describe this machine: ``cpu`` (model), ``cores`` (usable by this process), ``python``, ``torch`` if there."""
-    described: dict[str, Any] = {"cpu": _cpu_model(), "cores": _cores(), "python": platform.python_version()}
+    described: dict[str, Any] = {"cpu": _cpu_model(), "cores": cores(), "python": platform.python_version()}
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         described["torch"] = importlib.metadata.version("torch")
     return described
@@ -72,6 +72,7 @@ def _cpu_model() -> str:
     return models[0] if models else platform.processor() or platform.machine()
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Cores that this process may use."""
     usable = getattr(os, "sched_getaffinity", None)
     return len(usable(0)) if usable else os.cpu_count() or 1

@@ -13,17 +13,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
-from ode_detect.engine.config import add_ode_config, flat, load_config
+from ode_detect.engine.config import default_config, flat, load_config
 from ode_detect.engine.records import HARMLESS, begun_config, holds_run
 from ode_detect.media.files import read_object
 from ode_detect.task import ConfigError
 
 # Exit codes of a training that was asked to stop.
 STOPPED = (130, -signal.SIGINT)
-
-
 State = Literal["finished", "unfinished", "missing"]
 
 
@@ -107,7 +105,7 @@ def check_same(one: Training) -> None:
             f"Move {one.folder} away, or put the file back."
         )
     before = flat(begun)
-    now, default = flat(plain(one.config())), flat(plain(_defaults()))
+    now, default = flat(plain(one.config())), flat(plain(default_config()))
     changed = [
         # A key that came into the code later stands for what was done before: its default.
         f"  {key}: {before.get(key, default.get(key))!r} in the run, {value!r} in the config"
@@ -187,9 +185,3 @@ def _run(command: Sequence[str]) -> int:
 def plain(cfg: CfgNode) -> CfgNode:
     """The config as its file would give it back."""
     return CfgNode.load_cfg(cfg.dump())
-
-
-def _defaults() -> CfgNode:
-    cfg = get_cfg()
-    add_ode_config(cfg)
-    return cfg

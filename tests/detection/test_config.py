@@ -1,10 +1,8 @@
 import pytest
 
 from ode_detect.detection.config import add_detection_config
-from ode_detect.engine.config import default_values
-from ode_detect.engine.config_reference import read_keys
 
-from ..config_keys import added, keys_read
+from ..config_keys import added, assert_documented, keys_read
 
 DEFAULTS = {
     "INPUT.ANY_ORIENTATION": False,
@@ -19,12 +17,7 @@ def test_these_keys_are_added_with_these_defaults_and_no_other_changes() -> None
 
 
 def test_the_defaults_are_those_of_a_config_and_of_the_page_of_keys() -> None:
-    everything, page = default_values(), {key.name: key for key in read_keys()}
-    for key, value in DEFAULTS.items():
-        assert everything[key] == value, key
-        assert eval(page[key].default, {}) == value, key
-        assert page[key].type == type(value).__name__, key
-        assert page[key].comment, key
+    assert_documented(DEFAULTS)
 
 
 @pytest.mark.parametrize("key", DEFAULTS)
